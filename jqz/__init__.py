@@ -1,0 +1,40 @@
+"""jqz: functional quantization for JAX.
+
+Three verbs carry everything: ``quantize`` codes a parameter tree, ``fake_quantize`` rounds it for
+straight-through training, and ``quantized`` runs an unmodified function on codes.
+"""
+
+from jqz import _ranges as ranges
+from jqz import _rounding as rounding
+from jqz import _ste as ste
+from jqz import schemes
+from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
+from jqz._policy import Policy
+from jqz._qtensor import QTensor
+from jqz._scheme import Affine, Identity, Scheme, chain
+from jqz._transform import bits_per_weight, dequantize, fake_quantize, quantize, size_bytes
+from jqz.schemes import Symmetric
+
+__all__ = [
+    "Affine",
+    "Granularity",
+    "Identity",
+    "PerAxis",
+    "PerBlock",
+    "PerGroup",
+    "PerTensor",
+    "Policy",
+    "QTensor",
+    "Scheme",
+    "Symmetric",
+    "bits_per_weight",
+    "chain",
+    "dequantize",
+    "fake_quantize",
+    "quantize",
+    "ranges",
+    "rounding",
+    "schemes",
+    "size_bytes",
+    "ste",
+]

@@ -1,0 +1,215 @@
+"""Which values share one grid: per tensor, per axis, per group, per block.
+
+Everything follows from one number per axis, the length of a block. A grid array keeps the
+rank of the values it belongs to and has ``ceil(length / block)`` entries along each axis::
+
+    values (64, 10)      PerTensor()               grid (1, 1)
+                         PerAxis(-1)               grid (1, 10)
+                         PerGroup(32, axis=0)      grid (2, 10)
+                         PerBlock((32, 5))         grid (2, 2)
+"""
+
+import abc
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+class Granularity(abc.ABC):
+    """Splits an array into blocks that share a grid."""
+
+    @abc.abstractmethod
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The block's length along each axis of an array of this shape."""
+
+    def _period(self, axis: int, ndim: int) -> int:
+        """How many values an entry of a partly expanded axis serves."""
+        raise ValueError(f"{self!r} cannot expand axis {axis} of rank {ndim}: the grid does not fit the values.")
+
+    def grid_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a grid array for values of this shape."""
+        return tuple(-(-n // b) if b else 1 if n == 0 else n for n, b in zip(shape, self.block(shape), strict=True))
+
+    def reduce(self, fn: Callable[[jax.Array, tuple[int, ...]], typing.Any], x: jax.Array) -> typing.Any:
+        """Applies ``fn(blocks, axes)`` to every block of ``x``.
+
+        ``fn`` reduces ``axes`` and keeps them with length 1; it may return any pytree of such
+        arrays, each of which comes back in the grid's shape. An uneven last group is reduced
+        by itself, so no padding ever enters a statistic. Axes of length 0 are reduced as if
+        they held one zero.
+        """
+        block = self.block(x.shape)
+        if x.size == 0:
+            x = jnp.zeros([max(n, 1) if b != 1 else n for n, b in zip(x.shape, block, strict=True)], x.dtype)
+            block = tuple(max(b, 1) for b in block)
+        for axis, (n, b) in enumerate(zip(x.shape, block, strict=True)):
+            if n > b and n % b:
+                cut = n - n % b
+                head, tail = jax.lax.slice_in_dim(x, 0, cut, axis=axis), jax.lax.slice_in_dim(x, cut, n, axis=axis)
+                parts = self.reduce(fn, head), self.reduce(fn, tail)
+                return jax.tree.map(lambda *leaves, axis=axis: jnp.concatenate(leaves, axis), *parts)
+        split, axes, grid_shape = [], [], []
+        for n, b in zip(x.shape, block, strict=True):
+            b = min(n, b)
+            if b == n:  # one block: reduce the whole axis
+                if b != 1:
+                    axes.append(len(split))
+                split.append(n)
+            elif b == 1:
+                split.append(n)
+            else:
+                axes.append(len(split) + 1)
+                split += [n // b, b]
+            grid_shape.append(1 if b == n else n // b)
+        out = fn(x.reshape(split), tuple(axes))
+        # a leaf may carry trailing axes of its own (the levels of a codebook)
+        return jax.tree.map(lambda leaf: leaf.reshape(*grid_shape, *leaf.shape[len(split) :]), out)
+
+    def expand(self, grid: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Repeats a grid array until it broadcasts against values of ``shape``.
+
+        Works from the shapes alone wherever they tell enough, so a tensor whose leading axes
+        were sliced away by ``scan`` or ``vmap`` still decodes.
+        """
+        if grid.ndim < len(shape):
+            raise ValueError(f"{self!r} cannot expand a grid of shape {grid.shape} to {shape}.")
+        for axis, n in enumerate(shape):
+            have = grid.shape[axis]
+            if have in (1, n):
+                continue
+            period = self._period(axis, len(shape))
+            if -(-n // period) != have:
+                raise ValueError(
+                    f"{self!r} cannot expand a grid of shape {grid.shape} to {shape}: axis {axis} holds {have} "
+                    f"entries, {n} values in groups of {period} need {-(-n // period)}."
+                )
+            wide = jnp.broadcast_to(
+                jnp.expand_dims(grid, axis + 1), (*grid.shape[: axis + 1], period, *grid.shape[axis + 1 :])
+            ).reshape(*grid.shape[:axis], have * period, *grid.shape[axis + 1 :])
+            grid = wide if have * period == n else jax.lax.slice_in_dim(wide, 0, n, axis=axis)
+        return grid
+
+
+def _normalize(who: Granularity, axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ValueError(
+                f"{who!r} needs axis {axis}, but the values have rank {ndim}. "
+                "Use PerTensor(), another axis, or map this path to None."
+            )
+    return tuple(axis % ndim for axis in axes)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class PerTensor(Granularity):
+    """One grid for the whole array.
+
+    >>> import jqz
+    >>> jqz.PerTensor().grid_shape((64, 10))
+    (1, 1)
+    """
+
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(shape)
+
+    def __repr__(self) -> str:
+        return "PerTensor()"
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True, init=False)
+class PerAxis(Granularity):
+    """One grid for each index along the given axes (output channels are the last axis in Flax).
+
+    A stack of scanned layers of shape (layer, in, out) wants ``PerAxis((0, -1))``: one grid
+    for each layer and output channel.
+
+    >>> import jqz
+    >>> jqz.PerAxis(-1).grid_shape((3, 3, 16, 32))
+    (1, 1, 1, 32)
+    """
+
+    axes: tuple[int, ...]
+
+    def __init__(self, axes: int | tuple[int, ...]):
+        axes = (axes,) if isinstance(axes, int) else tuple(axes)
+        if not axes or not all(isinstance(a, int) for a in axes):
+            raise ValueError(f"PerAxis: got {axes!r}, wanted an axis or a tuple of axes. Use PerAxis(-1).")
+        object.__setattr__(self, "axes", axes)
+
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        kept = _normalize(self, self.axes, len(shape))
+        return tuple(1 if axis in kept else n for axis, n in enumerate(shape))
+
+    def __repr__(self) -> str:
+        return f"PerAxis({self.axes[0] if len(self.axes) == 1 else self.axes})"
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class PerGroup(Granularity):
+    """One grid for each ``size`` consecutive values along ``axis``; the last group may be shorter.
+
+    The default axis, -2, is the reduction axis of a Flax kernel (in, out).
+
+    >>> import jqz
+    >>> jqz.PerGroup(32).grid_shape((70, 10))
+    (3, 10)
+    """
+
+    size: int
+    axis: int = -2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"PerGroup: got size={self.size!r}, wanted a positive integer. Use PerGroup(size=32).")
+
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        (axis,) = _normalize(self, (self.axis,), len(shape))
+        return tuple(self.size if a == axis else 1 for a in range(len(shape)))
+
+    def _period(self, axis: int, ndim: int) -> int:
+        return self.size
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class PerBlock(Granularity):
+    """One grid for each block of the trailing axes, e.g. ``PerBlock((32, 32))``; edge blocks may be smaller.
+
+    >>> import jqz
+    >>> jqz.PerBlock((32, 4)).grid_shape((3, 64, 10))
+    (3, 2, 3)
+    """
+
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not self.shape or not all(isinstance(n, int) and n > 0 for n in self.shape):
+            raise ValueError(f"PerBlock: got {self.shape!r}, wanted positive integers. Use PerBlock((32, 32)).")
+
+    def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if len(shape) < len(self.shape):
+            raise ValueError(
+                f"{self!r} needs rank {len(self.shape)} or more, but the values have rank {len(shape)}. "
+                "Use PerTensor(), or map this path to None."
+            )
+        return (1,) * (len(shape) - len(self.shape)) + self.shape
+
+    def _period(self, axis: int, ndim: int) -> int:
+        back = ndim - axis
+        return self.shape[-back] if back <= len(self.shape) else 1
+
+    def __repr__(self) -> str:
+        return f"PerBlock({self.shape})"
+
+
+def block_count(granularity: Granularity, shape: tuple[int, ...]) -> int:
+    """The number of grids of an array of this shape."""
+    return math.prod(granularity.grid_shape(shape))

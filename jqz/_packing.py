@@ -1,0 +1,81 @@
+"""Codes of 1 to 8 bits in bytes, along the last axis.
+
+A width that is not a power of two is split into fields of 4, 2 and 1 bits (7 = 4 + 2 + 1), and
+each field is packed by itself, so a row of n codes takes less than one byte a field more than
+n * bits / 8. Inside a field the layout is planar: with k values in a byte and
+u = ceil(n / k), byte j holds the values j, j + u, j + 2u, ... from its low end to its high end.
+Planes are contiguous slices, which XLA vectorizes; interleaved neighbours would need strided
+access. Only the last axis is touched, so slices of the leading axes (scan, vmap, embedding
+rows, a sharded leading axis) are slices of the packed array as well.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def fields(bits: int) -> tuple[int, ...]:
+    """The widths that a code is split into, highest first.
+
+    >>> fields(7)
+    (4, 2, 1)
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"packing: got bits={bits!r}, wanted 1 to 8.")
+    return tuple(width for width in (8, 4, 2, 1) if bits & width)
+
+
+def packed_length(length: int, bits: int) -> int:
+    """Bytes that a row of ``length`` codes takes.
+
+    >>> packed_length(10, 3)
+    5
+    """
+    return sum(-(-length * width // 8) for width in fields(bits))
+
+
+def pack(codes: jax.Array, bits: int) -> jax.Array:
+    """Packs integer codes (..., n) into uint8 (..., packed_length(n, bits)).
+
+    The low ``bits`` bits of each code are kept, so signed and unsigned codes pack alike.
+    """
+    if codes.ndim == 0:
+        raise ValueError("pack: got a scalar, wanted rank 1 or more. Use codes.reshape(1).")
+    raw = codes.astype(jnp.uint8)  # two's complement: keeps the low byte
+    length, parts, shift = codes.shape[-1], [], 0
+    for width in reversed(fields(bits)):
+        field = (raw >> shift) & jnp.uint8(2**width - 1)
+        shift += width
+        per_byte = 8 // width
+        unit = -(-length // per_byte)
+        spare = unit * per_byte - length
+        if spare:
+            field = jnp.pad(field, [(0, 0)] * (field.ndim - 1) + [(0, spare)])
+        byte = field[..., :unit]
+        for plane in range(1, per_byte):
+            byte = byte | (field[..., plane * unit : (plane + 1) * unit] << (plane * width))
+        parts.append(byte)
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+def unpack(packed: jax.Array, bits: int, length: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Inverts ``pack``: uint8 (..., bytes) to codes (..., length) of an 8-bit integer dtype.
+
+    A signed dtype extends the sign of the low ``bits`` bits.
+    """
+    raw, start, shift = None, 0, 0
+    for width in reversed(fields(bits)):
+        unit = -(-length * width // 8)
+        part = packed[..., start : start + unit]
+        start += unit
+        planes = [(part >> (plane * width)) & jnp.uint8(2**width - 1) for plane in range(8 // width)]
+        field = planes[0] if len(planes) == 1 else jnp.concatenate(planes, -1)[..., :length]
+        field = field << shift
+        raw = field if raw is None else raw | field
+        shift += width
+    assert raw is not None
+    if jnp.issubdtype(dtype, jnp.signedinteger):
+        spare = 8 - bits
+        return jax.lax.shift_right_arithmetic(
+            jax.lax.bitcast_convert_type(raw << spare, jnp.int8), jnp.int8(spare)
+        ).astype(dtype)
+    return raw.astype(dtype)

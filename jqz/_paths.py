@@ -1,0 +1,90 @@
+"""Names of leaves and the globs that select them.
+
+Linen's ``{'params': {'Dense_0': {'kernel': ...}}}``, an NNX state and a plain tree all give
+names such as ``params/Dense_0/kernel``; NNX's trailing ``value`` is dropped.
+"""
+
+import difflib
+import functools
+import re
+import typing
+from collections.abc import Iterable
+
+import jax
+
+_NNX_TAILS = ("value", "raw_value")
+
+
+def name(path: tuple[typing.Any, ...]) -> str:
+    """A key path of ``jax.tree_util`` as a readable name.
+
+    >>> import jax
+    >>> [name(path) for path, _ in jax.tree_util.tree_leaves_with_path({"a": [1, {"b": 2}]})]
+    ['a/0', 'a/1/b']
+    """
+    keys = list(path)
+    if len(keys) > 1 and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name in _NNX_TAILS:
+        keys.pop()
+    return "/".join(_key(k) for k in keys)
+
+
+def _key(key: typing.Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+@functools.lru_cache(maxsize=4096)
+def _regex(glob: str) -> re.Pattern[str]:
+    out, i = [], 0
+    while i < len(glob):
+        if glob.startswith("**/", i):
+            out.append("(?:.*/)?")
+            i += 3
+        elif glob.startswith("/**", i) and i + 3 == len(glob):
+            out.append("(?:/.*)?")
+            i += 3
+        elif glob.startswith("**", i):
+            out.append(".*")
+            i += 2
+        elif glob[i] == "*":
+            out.append("[^/]*")
+            i += 1
+        elif glob[i] == "?":
+            out.append("[^/]")
+            i += 1
+        elif glob[i] == "{" and "}" in glob[i:]:
+            end = glob.index("}", i)
+            out.append("(?:" + "|".join(re.escape(part) for part in glob[i + 1 : end].split(",")) + ")")
+            i = end + 1
+        else:
+            out.append(re.escape(glob[i]))
+            i += 1
+    return re.compile("".join(out))
+
+
+def matches(glob: str, path: str) -> bool:
+    """Whether a glob selects a name. ``*`` stays inside a part, ``**`` crosses parts, ``{a,b}`` chooses.
+
+    >>> matches("**/kernel", "kernel"), matches("**/kernel", "params/Dense_0/kernel")
+    (True, True)
+    >>> matches("*/kernel", "params/Dense_0/kernel")
+    False
+    """
+    return _regex(glob).fullmatch(path) is not None
+
+
+def nearest(glob: str, paths: Iterable[str], count: int = 3) -> list[str]:
+    """The names most like a glob that selected nothing, for error messages."""
+    plain = glob.replace("**/", "").replace("*", "")
+    paths = list(paths)
+    tails = {path: path[-max(len(plain), 1) :] for path in paths}
+    return sorted(
+        paths,
+        key=lambda p: (
+            -max(
+                difflib.SequenceMatcher(None, plain, p).ratio(), difflib.SequenceMatcher(None, plain, tails[p]).ratio()
+            )
+        ),
+    )[:count]

@@ -1,0 +1,280 @@
+"""What a quantization scheme is, and how schemes chain."""
+
+import abc
+import dataclasses
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jqz import _rounding, _ste
+from jqz._granularity import Granularity, PerTensor
+
+Grid = typing.Any  # a NamedTuple of arrays (a tuple of those for a chain)
+
+
+class Affine(typing.NamedTuple):
+    """A grid as integer arithmetic sees it: ``decode(c) == scale * (levels(c) - zero_point)``.
+
+    Attributes:
+      scale: real, in the grid's shape.
+      zero_point: int32 in the grid's shape, or None where it is 0 for every value.
+      levels: maps codes to int8 integer levels, elementwise.
+      limit: the largest magnitude of a level, at most 128.
+    """
+
+    scale: jax.Array
+    zero_point: jax.Array | None
+    levels: Callable[[jax.Array], jax.Array]
+    limit: int
+
+
+class Scheme(abc.ABC):
+    """A rule from values to codes and back: a frozen dataclass, hashable, its repr its constructor call.
+
+    To write one, make a final frozen dataclass with a ``bits`` and a ``granularity``, and the three
+    methods ``calibrate``, ``encode`` and ``decode``. Packing, trees, policies, chaining,
+    straight-through training and decoding inference follow from these, and the laws of
+    ``tests/laws.py`` hold it to its word once it stands in the catalogue ``jqz.schemes.CATALOGUE``.
+
+    A grid array keeps the rank of the values (length 1 where values share it; a codebook has one
+    more axis at the end), so that ``scan`` and ``vmap`` can slice a stack of layers. Grids are
+    float32, or float64 for float64 values.
+    """
+
+    bits: typing.Any
+    granularity: Granularity
+
+    #: The grid is not finite where a value is not, so finiteness needs no pass of its own.
+    propagates: typing.ClassVar[bool] = False
+
+    #: Codes are numbers in proportion to values, so a chain may hand fractions to ``decode``.
+    linear: typing.ClassVar[bool] = False
+
+    @property
+    def code_dtype(self) -> typing.Any:
+        """The integer dtype of codes: int8 up to 8 bits, int16 above, uint8 for table indices."""
+        return jnp.int8 if self.bits <= 8 else jnp.int16
+
+    @abc.abstractmethod
+    def calibrate(self, x: jax.Array) -> Grid:
+        """Chooses the grid for these values: a NamedTuple of arrays."""
+
+    @abc.abstractmethod
+    def encode(self, x: jax.Array, grid: Grid) -> jax.Array:
+        """Codes of ``x``, in its shape."""
+
+    @abc.abstractmethod
+    def decode(self, codes: jax.Array, grid: Grid) -> jax.Array:
+        """Values of codes, in the grid's floating dtype."""
+
+    def affine(self, grid: Grid) -> Affine | None:
+        """The grid for integer kernels, or None where values are not integer levels times a scale."""
+        return None
+
+    def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
+        """The straight-through derivative at ``x``; None means 1 everywhere."""
+        return None
+
+    def simulate(self, x: jax.Array, grid: Grid = None) -> jax.Array:
+        """Quantizes and dequantizes in the dtype of ``x``; the gradient goes straight through.
+
+        Args:
+          x: floating values.
+          grid: where to round to; calibrated from ``x`` if left out. It gets no gradient.
+        """
+        fixed = jax.lax.stop_gradient(self.calibrate(x) if grid is None else grid)
+        still = jax.lax.stop_gradient(x)
+        value = self.decode(self.encode(still, fixed), fixed).astype(x.dtype)
+        return _ste.straight_through(x, value, self.slope(still, fixed))
+
+    def with_key(self, key: jax.Array) -> "Scheme":
+        """This scheme with a key for stochastic rounding, where it rounds so and has none."""
+        changed = {
+            f.name: _rounding.Stochastic(key)
+            for f in dataclasses.fields(typing.cast(typing.Any, self))
+            if getattr(self, f.name) == _rounding.Stochastic(None)
+        }
+        return dataclasses.replace(typing.cast(typing.Any, self), **changed) if changed else self
+
+    def __rshift__(self, other: "Scheme") -> "Scheme":
+        return chain(self, other) if isinstance(other, Scheme) else NotImplemented
+
+
+def scheme(cls: type) -> type:
+    """Makes a Scheme of a class: a final frozen dataclass whose repr names what differs from the defaults.
+
+    The repr is a constructor call that an author can paste back:
+
+    >>> import jqz
+    >>> jqz.Symmetric(bits=4, granularity=jqz.PerAxis(-1))
+    Symmetric(bits=4, granularity=PerAxis(-1))
+    """
+    cls.__repr__ = _repr
+    return typing.final(dataclasses.dataclass(frozen=True, repr=False)(cls))
+
+
+def _repr(self: typing.Any) -> str:
+    shown = []
+    for f in dataclasses.fields(self):
+        value = getattr(self, f.name)
+        if f.name == "bits" or not _same(value, f.default):
+            shown.append(f"{f.name}={value!r}")
+    return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _same(a: typing.Any, b: typing.Any) -> bool:
+    return type(a) is type(b) and not isinstance(a, jax.Array) and a == b
+
+
+def check_bits(who: str, bits: typing.Any, low: int, high: int, hint: str = "") -> None:
+    """Refuses a bit width outside [low, high]; traced widths pass."""
+    if isinstance(bits, jax.Array):
+        return
+    if not isinstance(bits, int) or isinstance(bits, bool) or not low <= bits <= high:
+        raise ValueError(
+            f"{who}: got bits={bits!r}, wanted an integer from {low} to {high}.{' ' + hint if hint else ''}"
+        )
+
+
+def work_dtype(x: jax.Array) -> typing.Any:
+    """The dtype that grids and errors are computed in: float64 for float64, else float32."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"got dtype {x.dtype}, wanted a floating dtype. Use x.astype(jnp.float32), or map this path to None."
+        )
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+#: Below this a block counts as all zeros: reciprocals of what remains stay finite in float32.
+TINY = 2.0**-100
+
+
+class _Values(typing.NamedTuple):
+    """The grid of Identity: nothing."""
+
+
+@scheme
+class Identity(Scheme):
+    """Keeps values as they are: the neutral element of ``chain``.
+
+    >>> import jqz
+    >>> jqz.chain() == jqz.Identity()
+    True
+    """
+
+    bits: int = 32
+    granularity: Granularity = PerTensor()
+    linear = True
+
+    @property
+    def code_dtype(self) -> typing.Any:
+        return None
+
+    def calibrate(self, x: jax.Array) -> Grid:
+        work_dtype(x)
+        return _Values()
+
+    def encode(self, x: jax.Array, grid: Grid) -> jax.Array:
+        return x
+
+    def decode(self, codes: jax.Array, grid: Grid) -> jax.Array:
+        return codes
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True, repr=False)
+class Chain(Scheme):
+    """Several schemes, each coding the codes of the one before; made by ``chain`` or ``>>``."""
+
+    stages: tuple[Scheme, ...]
+
+    @property
+    def bits(self) -> typing.Any:  # type: ignore[override]
+        return self.stages[-1].bits
+
+    @property
+    def granularity(self) -> Granularity:  # type: ignore[override]
+        return self.stages[-1].granularity
+
+    @property
+    def code_dtype(self) -> typing.Any:
+        return self.stages[-1].code_dtype
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        return all(stage.linear for stage in self.stages)
+
+    def __repr__(self) -> str:
+        return " >> ".join(map(repr, self.stages))
+
+    def with_key(self, key: jax.Array) -> Scheme:
+        return Chain(tuple(s.with_key(jax.random.fold_in(key, i)) for i, s in enumerate(self.stages)))
+
+    def calibrate(self, x: jax.Array) -> Grid:
+        grids = []
+        for i, stage in enumerate(self.stages):
+            grids.append(stage.calibrate(x))
+            if i + 1 < len(self.stages):
+                x = _as_values(stage.encode(x, grids[-1]), work_dtype(x))
+        return tuple(grids)
+
+    def encode(self, x: jax.Array, grid: Grid) -> jax.Array:
+        dtype, codes = work_dtype(x), x
+        for i, (stage, part) in enumerate(zip(self.stages, grid, strict=True)):
+            codes = stage.encode(codes if i == 0 else _as_values(codes, dtype), part)
+        return codes
+
+    def decode(self, codes: jax.Array, grid: Grid) -> jax.Array:
+        values = self.stages[-1].decode(codes, grid[-1])
+        for stage, part in zip(self.stages[-2::-1], grid[-2::-1], strict=True):
+            if not stage.linear:
+                limits = jnp.iinfo(stage.code_dtype)
+                values = jnp.clip(jnp.round(values), limits.min, limits.max).astype(stage.code_dtype)
+            values = stage.decode(values, part)
+        return values
+
+    def affine(self, grid: Grid) -> Affine | None:
+        inner = self.stages[-1].affine(grid[-1])
+        for stage, part in zip(self.stages[-2::-1], grid[-2::-1], strict=True):
+            outer = stage.affine(part) if stage.linear else None
+            if inner is None or outer is None or outer.zero_point is not None:
+                return None
+            if not all(1 in (a, b) or a == b for a, b in zip(outer.scale.shape, inner.scale.shape, strict=True)):
+                return None
+            inner = inner._replace(scale=outer.scale * inner.scale)
+        return inner
+
+    def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
+        return self.stages[0].slope(x, grid[0])
+
+
+def _as_values(codes: jax.Array, dtype: typing.Any) -> jax.Array:
+    return codes.astype(dtype)
+
+
+def chain(*schemes: Scheme) -> Scheme:
+    """Applies schemes one after the other, each to the codes of the one before.
+
+    ``encode`` is the last after ... after the first, ``decode`` the first after ... after the last.
+    A tensor keeps the last stage's codes and every stage's grid. Chains are flat and
+    associative; ``chain(a) is a``, and Identity disappears.
+
+    >>> import jqz
+    >>> jqz.chain(jqz.Symmetric(bits=8), jqz.PowerOfTwo(bits=4)) == jqz.Symmetric(bits=8) >> jqz.PowerOfTwo(bits=4)
+    True
+
+    Raises:
+      TypeError: an argument is not a Scheme.
+
+    References: successive quantization is the outlook of arXiv:1910.04877.
+    """
+    flat: list[Scheme] = []
+    for one in schemes:
+        if not isinstance(one, Scheme):
+            raise TypeError(f"chain: got {one!r}, wanted schemes. Use chain(Symmetric(bits=8), PowerOfTwo(bits=4)).")
+        flat += one.stages if isinstance(one, Chain) else () if isinstance(one, Identity) else (one,)
+    if not flat:
+        return schemes[0] if schemes else Identity()
+    return flat[0] if len(flat) == 1 else Chain(tuple(flat))

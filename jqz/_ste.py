@@ -1,0 +1,141 @@
+"""Straight-through primitives: the only custom derivatives in the house.
+
+A quantizer is a staircase, whose true derivative is useless for training. Each primitive here
+computes the exact staircase forward and a chosen surrogate backward. ``x + stop_gradient(q - x)``
+would do as well but for one rounding error a value: x + (q - x) is not q in floating point.
+
+==================== ============================================ ======================
+estimator            d sign(x) / dx                               source
+==================== ============================================ ======================
+``Identity``         1                                            arXiv:1308.3432
+``Clipped``          1 if abs(x) <= 1 else 0                      arXiv:1602.02830
+``Hardtanh``         1 if abs(x) <  1 else 0 (strict)             NNabla binary_tanh
+``ApproxSign``       2 - 2 abs(x) if abs(x) < 1 else 0            arXiv:1808.00278
+``SwishSign``        b (2 - b x tanh(b x / 2)) / (1 + cosh(b x))  arXiv:1812.11800
+==================== ============================================ ======================
+"""
+
+import abc
+import dataclasses
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+class Estimator(abc.ABC):
+    """A surrogate derivative for ``sign``."""
+
+    @abc.abstractmethod
+    def slope(self, x: jax.Array) -> jax.Array:
+        """The derivative at ``x``, same shape and dtype."""
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Identity(Estimator):
+    """Passes every gradient."""
+
+    def slope(self, x: jax.Array) -> jax.Array:
+        return jnp.ones_like(x)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Clipped(Estimator):
+    """Passes gradients where abs(x) <= 1."""
+
+    def slope(self, x: jax.Array) -> jax.Array:
+        return (jnp.abs(x) <= 1).astype(x.dtype)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Hardtanh(Estimator):
+    """Passes gradients where abs(x) < 1, strictly."""
+
+    def slope(self, x: jax.Array) -> jax.Array:
+        return (jnp.abs(x) < 1).astype(x.dtype)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class ApproxSign(Estimator):
+    """The derivative of a piecewise quadratic approximation of sign (Bi-Real Net)."""
+
+    def slope(self, x: jax.Array) -> jax.Array:
+        return jnp.maximum(2 - 2 * jnp.abs(x), 0).astype(x.dtype)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class SwishSign(Estimator):
+    """The derivative of SignSwish, a smooth approximation of sign (BNN+)."""
+
+    beta: float = 5.0
+
+    def slope(self, x: jax.Array) -> jax.Array:
+        u = self.beta * x
+        # 1/(1+cosh u) == 2 exp(-|u|) / (1 + exp(-|u|))^2, which cannot overflow
+        decay = jnp.exp(-jnp.abs(u))
+        return (self.beta * (2 - u * jnp.tanh(u / 2)) * 2 * decay / (1 + decay) ** 2).astype(x.dtype)
+
+
+@jax.custom_vjp
+def straight_through(x: jax.Array, value: jax.Array, slope: jax.Array | None = None) -> jax.Array:
+    """Returns ``value``; its cotangent reaches ``x``, times ``slope`` if one is given.
+
+    ``value`` and ``slope`` get no gradient. All three have the shape and dtype of ``x``, or a slope
+    that broadcasts to it.
+
+    >>> jax.grad(lambda x: straight_through(x, jnp.round(x)))(1.3)
+    Array(1., dtype=float32, weak_type=True)
+    """
+    del x, slope
+    return value
+
+
+def _straight_through_fwd(x, value, slope=None):
+    del x
+    return value, slope
+
+
+def _straight_through_bwd(slope, g):
+    return (g if slope is None else (g * slope).astype(g.dtype)), None, None
+
+
+straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
+
+
+def round(x: jax.Array, rounding: Callable[[jax.Array], jax.Array] = jnp.round) -> jax.Array:  # noqa: A001
+    """Rounds forward, passes the gradient through.
+
+    >>> jax.value_and_grad(round)(1.6)[0].item(), jax.grad(round)(1.6).item()
+    (2.0, 1.0)
+    """
+    return straight_through(x, rounding(x))
+
+
+def clip(x: jax.Array, low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) -> jax.Array:
+    """Clips forward; the gradient passes where low <= x <= high, bounds included.
+
+    ``jnp.clip`` splits the gradient at the bounds, where a clipped quantizer has many values.
+    The bounds get no gradient.
+
+    >>> jax.vmap(jax.grad(lambda x: clip(x, 0.0, 1.0)))(jnp.array([-1.0, 0.0, 1.0, 2.0])).tolist()
+    [0.0, 1.0, 1.0, 0.0]
+    """
+    low, high = jax.lax.stop_gradient((low, high))
+    inside = ((x >= low) & (x <= high)).astype(x.dtype)
+    return straight_through(x, jnp.clip(x, low, high), inside)
+
+
+def sign(x: jax.Array, estimator: Estimator = Clipped(), zero_to: float = 1.0) -> jax.Array:  # noqa: B008
+    """-1 or +1 forward (``zero_to`` at 0), the estimator's slope backward.
+
+    >>> sign(jnp.array([-2.0, 0.0, 3.0])).tolist()
+    [-1.0, 1.0, 1.0]
+    """
+    value = jnp.where(x > 0, 1, jnp.where(x < 0, -1, zero_to)).astype(x.dtype)
+    return straight_through(x, value, estimator.slope(x))

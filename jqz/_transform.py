@@ -1,0 +1,179 @@
+"""The verbs on trees: quantize, dequantize, fake_quantize, and what a tree weighs."""
+
+import contextlib
+import functools
+import typing
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jqz import _qtensor
+from jqz._policy import Decision, PolicyLike, resolve
+from jqz._qtensor import QTensor, is_qtensor
+from jqz._scheme import Scheme
+
+
+@contextlib.contextmanager
+def _at(who: str, path: str, leaf: typing.Any) -> Iterator[None]:
+    """Names the verb, the leaf and its shape in an error that a scheme raises."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        place = f"{path!r} has shape {tuple(leaf.shape)}; " if path else ""
+        raise type(error)(f"{who}: {place}{error}") from error
+
+
+def _check(who: str, decision: Decision) -> None:
+    leaf = decision.leaf
+    place = f"{decision.path!r}" if decision.path else "the array"
+    if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+        raise TypeError(
+            f"{who}: {place} is {type(leaf).__name__}, wanted an array. Use jnp.asarray, or map it to None."
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise TypeError(
+            f"{who}: {place} has dtype {leaf.dtype}, wanted a floating dtype. "
+            "Use x.astype(jnp.float32), or map this path to None."
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _quantize_leaves(leaves, schemes: tuple[Scheme, ...], paths: tuple[str, ...], key):
+    """All leaves in one program: XLA runs them back to back, without a dispatch each."""
+    out, finite = [], []
+    for i, (leaf, scheme, path) in enumerate(zip(leaves, schemes, paths, strict=True)):
+        with _at("quantize", path, leaf):
+            keyed = scheme if key is None else scheme.with_key(jax.random.fold_in(key, i))
+            q = _qtensor.encode(leaf, keyed)
+        out.append(QTensor(q.payload, q.grid, scheme, q.dtype, q.length))
+        finite.append(_finite(leaf, q))
+    return out, finite
+
+
+def _finite(leaf: jax.Array, q: QTensor) -> jax.Array:
+    """Whether a leaf was finite, from its grid where that has seen every value."""
+    grid = [g for g in jax.tree.leaves(q.grid) if jnp.issubdtype(g.dtype, jnp.floating)]
+    seen = [jnp.all(jnp.isfinite(g)) for g in grid] if grid and q.scheme.propagates else [jnp.all(jnp.isfinite(leaf))]
+    return functools.reduce(jnp.logical_and, seen)
+
+
+def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = None) -> typing.Any:
+    """Codes the leaves of a tree that a policy selects; the others stay as they are.
+
+    Pure and jit-able; the whole tree is one compiled program, compiled once for each set of shapes.
+
+    Args:
+      params: any pytree of floating arrays (Linen variables, an NNX state or module), or one array.
+      policy: a ``Policy``, one ``Scheme``, a callable ``(path, leaf) -> Scheme | None``, or a tree of schemes.
+      key: for stochastic rounding; every leaf gets its own.
+
+    Returns:
+      The same tree with QTensor leaves.
+
+    Raises:
+      ValueError: a rule matches nothing, a leaf holds NaN or infinity (seen outside jit only), or a scheme's
+        granularity does not fit a leaf's shape. The message names the path.
+      TypeError: a selected leaf is not a floating array.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> params = {"Dense_0": {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}}
+    >>> jqz.quantize(params, jqz.Symmetric(bits=4))["Dense_0"]["kernel"]
+    QTensor(shape=(4, 2), dtype=float32, scheme=Symmetric(bits=4))
+    """
+    decisions, treedef = resolve("quantize", policy, params)
+    chosen = [d for d in decisions if d.scheme is not None]
+    for d in chosen:
+        _check("quantize", d)
+    coded, finite = _quantize_leaves(
+        [d.leaf for d in chosen],
+        tuple(typing.cast(Scheme, d.scheme) for d in chosen),
+        tuple(d.path for d in chosen),
+        key,
+    )
+    if not any(isinstance(flag, jax.core.Tracer) for flag in finite):
+        for d, flag in zip(chosen, jax.device_get(finite), strict=True):
+            if not flag:
+                place = repr(d.path) if d.path else "the array"
+                raise ValueError(
+                    f"quantize: {place} holds NaN or infinite values. Use jnp.nan_to_num, or map this path to None."
+                )
+    coded = iter(coded)
+    return treedef.unflatten([d.leaf if d.scheme is None else next(coded) for d in decisions])
+
+
+@jax.jit
+def _dequantize_leaves(coded):
+    return [q.dequantize() for q in coded]
+
+
+def dequantize(tree: typing.Any) -> typing.Any:
+    """Decodes every QTensor of a tree, in one compiled program; other leaves stay as they are.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> jqz.dequantize(jqz.quantize(jnp.array([-1.0, 0.5, 1.0]), jqz.Symmetric(bits=2))).tolist()
+    [-1.0, 0.0, 1.0]
+    """
+    leaves, treedef = jax.tree.flatten(tree, is_leaf=is_qtensor)
+    values = iter(_dequantize_leaves([leaf for leaf in leaves if is_qtensor(leaf)]))
+    return treedef.unflatten([next(values) if is_qtensor(leaf) else leaf for leaf in leaves])
+
+
+def fake_quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = None) -> typing.Any:
+    """Rounds the selected leaves to what ``dequantize(quantize(...))`` gives, with straight-through gradients.
+
+    The result is floating: put it between the parameters and the model in a loss, under jit, and
+    train the float parameters as usual. NaN passes through, so that a diverging run shows as one.
+
+    Args and errors are those of ``quantize``.
+
+    >>> import jax, jax.numpy as jnp, jqz
+    >>> w = jnp.array([-1.0, 0.4, 1.0])
+    >>> jqz.fake_quantize(w, jqz.Symmetric(bits=2)).tolist()
+    [-1.0, 0.0, 1.0]
+    >>> jax.grad(lambda w: (jqz.fake_quantize(w, jqz.Symmetric(bits=2)) * 3).sum())(w).tolist()
+    [3.0, 3.0, 3.0]
+    """
+    decisions, treedef = resolve("fake_quantize", policy, params)
+    out, index = [], 0
+    for d in decisions:
+        if d.scheme is None:
+            out.append(d.leaf)
+            continue
+        _check("fake_quantize", d)
+        with _at("fake_quantize", d.path, d.leaf):
+            scheme = d.scheme if key is None else d.scheme.with_key(jax.random.fold_in(key, index))
+            out.append(scheme.simulate(jnp.asarray(d.leaf)))
+        index += 1
+    return treedef.unflatten(out)
+
+
+def size_bytes(tree: typing.Any) -> int:
+    """Bytes that a tree's arrays hold: packed codes and grids for QTensors, items times item size for others.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> w = jnp.ones((64, 10))
+    >>> jqz.size_bytes(w), jqz.size_bytes(jqz.quantize(w, jqz.Symmetric(bits=4)))
+    (2560, 324)
+    """
+    total = 0
+    for leaf in jax.tree.leaves(tree, is_leaf=is_qtensor):
+        if is_qtensor(leaf):
+            total += leaf.size_bytes
+        elif hasattr(leaf, "dtype"):
+            bits = jax.dtypes.itemsize_bits(leaf.dtype) if hasattr(jax.dtypes, "itemsize_bits") else 0
+            total += -(-leaf.size * (bits or np.dtype(leaf.dtype).itemsize * 8) // 8)
+    return total
+
+
+def bits_per_weight(tree: typing.Any) -> float:
+    """Stored bits for each number of the tree, grids included.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> jqz.bits_per_weight(jqz.quantize(jnp.ones((64, 10)), jqz.Symmetric(bits=4)))
+    4.05
+    """
+    leaves = jax.tree.leaves(tree, is_leaf=is_qtensor)
+    count = sum(leaf.size for leaf in leaves if hasattr(leaf, "size"))
+    return 8 * size_bytes(tree) / count if count else 0.0
