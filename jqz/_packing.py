@@ -9,6 +9,8 @@ access. Only the last axis is touched, so slices of the leading axes (scan, vmap
 rows, a sharded leading axis) are slices of the packed array as well.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -62,17 +64,16 @@ def unpack(packed: jax.Array, bits: int, length: int, dtype: jax.typing.DTypeLik
 
     A signed dtype extends the sign of the low ``bits`` bits.
     """
-    raw, start, shift = None, 0, 0
+    parts, start, shift = [], 0, 0
     for width in reversed(fields(bits)):
         unit = -(-length * width // 8)
         part = packed[..., start : start + unit]
         start += unit
         planes = [(part >> (plane * width)) & jnp.uint8(2**width - 1) for plane in range(8 // width)]
         field = planes[0] if len(planes) == 1 else jnp.concatenate(planes, -1)[..., :length]
-        field = field << shift
-        raw = field if raw is None else raw | field
+        parts.append(field << shift)
         shift += width
-    assert raw is not None
+    raw = functools.reduce(jax.lax.bitwise_or, parts)
     if jnp.issubdtype(dtype, jnp.signedinteger):
         spare = 8 - bits
         return jax.lax.shift_right_arithmetic(

@@ -89,7 +89,8 @@ class Percentile(Range):
     def limits(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, steps: jax.typing.ArrayLike) -> Limits:
         if not axes:
             return blocks, blocks
-        return tuple(jnp.percentile(blocks, jnp.asarray([100 - self.percent, self.percent]), axis=axes, keepdims=True))
+        low, high = jnp.percentile(blocks, jnp.asarray([100 - self.percent, self.percent]), axis=axes, keepdims=True)
+        return low, high
 
     def magnitude(
         self,
@@ -116,19 +117,14 @@ class MSE(Range):
     norm: float = 2.0
 
     def _search(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, low: jax.Array, high: jax.Array) -> Limits:
+        # errors are compared in units of the range, whose square could overflow or vanish
+        unit = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), jnp.finfo(blocks.dtype).tiny)
+
         def step(best, share):
-            error = jnp.abs(fake(low * share, high * share) - blocks)
+            error = jnp.abs(fake(low * share, high * share) / unit - blocks / unit)
             error = jnp.sum(error**2 if self.norm == 2 else error**self.norm, axis=axes, keepdims=True)
             better = error < best[0]
             return (jnp.where(better, error, best[0]), jnp.where(better, share, best[1])), None
-
-        # errors are compared in units of the range, whose square could overflow or vanish
-        unit = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), jnp.finfo(blocks.dtype).tiny)
-        inner_fake, inner_blocks = fake, blocks
-        blocks = inner_blocks / unit
-
-        def fake(lo, hi):
-            return inner_fake(lo, hi) / unit
 
         shares = 1 - jnp.arange(self.candidates, dtype=blocks.dtype) / (1.25 * self.candidates)
         start = jnp.full(low.shape, jnp.inf, blocks.dtype), jnp.ones(low.shape, blocks.dtype)

@@ -111,7 +111,7 @@ def scheme(cls: type) -> type:
     >>> jqz.Symmetric(bits=4, granularity=jqz.PerAxis(-1))
     Symmetric(bits=4, granularity=PerAxis(-1))
     """
-    cls.__repr__ = _repr
+    typing.cast(typing.Any, cls).__repr__ = _repr
     return typing.final(dataclasses.dataclass(frozen=True, repr=False)(cls))
 
 

@@ -131,7 +131,7 @@ def clip(x: jax.Array, low: jax.typing.ArrayLike, high: jax.typing.ArrayLike) ->
     return straight_through(x, jnp.clip(x, low, high), inside)
 
 
-def sign(x: jax.Array, estimator: Estimator = Clipped(), zero_to: float = 1.0) -> jax.Array:  # noqa: B008
+def sign(x: jax.Array, estimator: Estimator = Clipped(), zero_to: float = 1.0) -> jax.Array:
     """-1 or +1 forward (``zero_to`` at 0), the estimator's slope backward.
 
     >>> sign(jnp.array([-2.0, 0.0, 3.0])).tolist()

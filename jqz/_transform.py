@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jqz import _qtensor
 from jqz._policy import Decision, PolicyLike, resolve
@@ -92,7 +93,7 @@ def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = 
         tuple(d.path for d in chosen),
         key,
     )
-    if not any(isinstance(flag, jax.core.Tracer) for flag in finite):
+    if not any(isinstance(flag, Tracer) for flag in finite):
         for d, flag in zip(chosen, jax.device_get(finite), strict=True):
             if not flag:
                 place = repr(d.path) if d.path else "the array"
