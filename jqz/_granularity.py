@@ -22,6 +22,9 @@ import jax.numpy as jnp
 class Granularity(abc.ABC):
     """Splits an array into blocks that share a grid."""
 
+    #: A block may be a part of an axis, so a grid's shape does not tell how to expand it.
+    groups: typing.ClassVar[bool] = False
+
     @abc.abstractmethod
     def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The block's length along each axis of an array of this shape."""
@@ -32,20 +35,20 @@ class Granularity(abc.ABC):
 
     def grid_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a grid array for values of this shape."""
-        return tuple(-(-n // b) if b else 1 if n == 0 else n for n, b in zip(shape, self.block(shape), strict=True))
+        return tuple(-(-n // b) if b else 1 for n, b in zip(shape, self.block(shape), strict=True))
 
     def reduce(self, fn: Callable[[jax.Array, tuple[int, ...]], typing.Any], x: jax.Array) -> typing.Any:
         """Applies ``fn(blocks, axes)`` to every block of ``x``.
 
         ``fn`` reduces ``axes`` and keeps them with length 1; it may return any pytree of such
         arrays, each of which comes back in the grid's shape. An uneven last group is reduced
-        by itself, so no padding ever enters a statistic. Axes of length 0 are reduced as if
-        they held one zero.
+        by itself, so no padding ever enters a statistic. An empty block is reduced as if it
+        held one zero.
         """
         block = self.block(x.shape)
-        if x.size == 0:
-            x = jnp.zeros([max(n, 1) if b != 1 else n for n, b in zip(x.shape, block, strict=True)], x.dtype)
-            block = tuple(max(b, 1) for b in block)
+        if 0 in block:
+            x = jnp.zeros([n if b else 1 for n, b in zip(x.shape, block, strict=True)], x.dtype)
+            block = tuple(b or 1 for b in block)
         for axis, (n, b) in enumerate(zip(x.shape, block, strict=True)):
             if n > b and n % b:
                 cut = n - n % b
@@ -54,17 +57,17 @@ class Granularity(abc.ABC):
                 return jax.tree.map(lambda *leaves, axis=axis: jnp.concatenate(leaves, axis), *parts)
         split, axes, grid_shape = [], [], []
         for n, b in zip(x.shape, block, strict=True):
-            b = min(n, b)
-            if b == n:  # one block: reduce the whole axis
-                if b != 1:
-                    axes.append(len(split))
+            if b == 1 or n == 1:  # every value is a block
                 split.append(n)
-            elif b == 1:
+                grid_shape.append(n)
+            elif 0 < n <= b:  # one block: reduce the whole axis
+                axes.append(len(split))
                 split.append(n)
+                grid_shape.append(1)
             else:
                 axes.append(len(split) + 1)
                 split += [n // b, b]
-            grid_shape.append(1 if b == n else n // b)
+                grid_shape.append(n // b)
         out = fn(x.reshape(split), tuple(axes))
         # a leaf may carry trailing axes of its own (the levels of a codebook)
         return jax.tree.map(lambda leaf: leaf.reshape(*grid_shape, *leaf.shape[len(split) :]), out)
@@ -164,6 +167,7 @@ class PerGroup(Granularity):
 
     size: int
     axis: int = -2
+    groups = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size < 1:
@@ -188,6 +192,7 @@ class PerBlock(Granularity):
     """
 
     shape: tuple[int, ...]
+    groups = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))

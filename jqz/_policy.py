@@ -97,6 +97,8 @@ def resolve(who: str, policy: PolicyLike, tree: typing.Any) -> tuple[list[Decisi
     named = [(_paths.name(path), leaf) for path, leaf in flat]
     if isinstance(policy, Mapping) and policy and all(isinstance(k, str) and "*" in k for k in policy):
         policy = Policy(typing.cast(Mapping[str, Rule], policy))
+    if isinstance(policy, type):
+        raise TypeError(f"{who}: got the class {policy.__name__}, wanted a policy. Use {policy.__name__}(...).")
     if isinstance(policy, Scheme) and len(named) == 1 and named[0][0] == "":
         schemes: list[Rule] = [policy]  # one array: no rule of thumb stands between it and its scheme
     elif isinstance(policy, Policy | Scheme):

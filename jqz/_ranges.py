@@ -78,7 +78,10 @@ class MinMax(Range):
 @typing.final
 @dataclasses.dataclass(frozen=True)
 class Percentile(Range):
-    """Covers this percentage of the values (of the magnitudes, for a symmetric grid)."""
+    """Covers this percentage of the values (of the magnitudes, for a symmetric grid).
+
+    Where that leaves nothing but zero, as among sparse weights, it covers every value.
+    """
 
     percent: float = 99.9
 
@@ -89,8 +92,11 @@ class Percentile(Range):
     def limits(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, steps: jax.typing.ArrayLike) -> Limits:
         if not axes:
             return blocks, blocks
-        low, high = jnp.percentile(blocks, jnp.asarray([100 - self.percent, self.percent]), axis=axes, keepdims=True)
-        return low, high
+        share = jnp.asarray([100 - self.percent, self.percent], blocks.dtype)
+        low, high = jnp.percentile(blocks, share, axis=axes, keepdims=True)
+        all_low, all_high = MinMax().limits(blocks, axes, fake, steps)
+        nothing = (low == 0) & (high == 0)
+        return jnp.where(nothing, all_low, low), jnp.where(nothing, all_high, high)
 
     def magnitude(
         self,
@@ -101,7 +107,8 @@ class Percentile(Range):
     ) -> jax.Array:
         if not axes:
             return jnp.abs(blocks)
-        return jnp.percentile(jnp.abs(blocks), self.percent, axis=axes, keepdims=True)
+        share = jnp.percentile(jnp.abs(blocks), self.percent, axis=axes, keepdims=True)
+        return jnp.where(share == 0, _absmax(blocks, axes), share)
 
 
 @typing.final
@@ -189,12 +196,17 @@ class OCTAV(Range):
 @typing.final
 @dataclasses.dataclass(frozen=True)
 class Given(Range):
-    """Limits you know: numbers, or arrays in the grid's shape."""
+    """Limits you know, the same for every block; where each block has its own, encode with a grid instead."""
 
     low: typing.Any
     high: typing.Any
 
     def __post_init__(self) -> None:
+        if jnp.ndim(self.low) or jnp.ndim(self.high):
+            raise ValueError(
+                f"Given: got arrays of shape {jnp.shape(self.low)} and {jnp.shape(self.high)}, wanted numbers. "
+                "Use scheme.encode(x, grid) with a grid of your own."
+            )
         if isinstance(self.low, int | float) and isinstance(self.high, int | float) and not self.low < self.high:
             raise ValueError(
                 f"Given: got low={self.low!r}, high={self.high!r}, wanted low < high. Use Given(-1.0, 1.0)."

@@ -90,4 +90,6 @@ class Stochastic(Rounding):
                 "Stochastic: got no key. Use quantize(params, policy, key=jax.random.key(0)), "
                 "or Stochastic(key) on a scheme of your own."
             )
-        return jnp.floor(x + jax.random.uniform(self.key, x.shape, x.dtype))
+        # floor(x + uniform) would carry some integers up: 100 + 0.9999999 is 101 in float32
+        whole = jnp.floor(x)
+        return whole + (jax.random.uniform(self.key, x.shape, x.dtype) < x - whole).astype(x.dtype)

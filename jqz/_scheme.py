@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 
@@ -74,7 +75,7 @@ class Scheme(abc.ABC):
         return None
 
     def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
-        """The straight-through derivative at ``x``; None means 1 everywhere."""
+        """The straight-through derivative at ``x``, given in the grid's dtype; None means 1 everywhere."""
         return None
 
     def simulate(self, x: jax.Array, grid: Grid = None) -> jax.Array:
@@ -87,14 +88,15 @@ class Scheme(abc.ABC):
         fixed = jax.lax.stop_gradient(self.calibrate(x) if grid is None else grid)
         still = jax.lax.stop_gradient(x)
         value = self.decode(self.encode(still, fixed), fixed).astype(x.dtype)
-        return _ste.straight_through(x, value, self.slope(still, fixed))
+        slope = self.slope(still.astype(work_dtype(x)), fixed)
+        return _ste.straight_through(x, value, None if slope is None else slope.astype(x.dtype))
 
     def with_key(self, key: jax.Array) -> "Scheme":
         """This scheme with a key for stochastic rounding, where it rounds so and has none."""
         changed = {
             f.name: _rounding.Stochastic(key)
             for f in dataclasses.fields(typing.cast(typing.Any, self))
-            if getattr(self, f.name) == _rounding.Stochastic(None)
+            if isinstance(rounding := getattr(self, f.name), _rounding.Stochastic) and rounding.key is None
         }
         return dataclasses.replace(typing.cast(typing.Any, self), **changed) if changed else self
 
@@ -151,6 +153,32 @@ def work_dtype(x: jax.Array) -> typing.Any:
 TINY = 2.0**-100
 
 
+class ScaleGrid(typing.NamedTuple):
+    """One positive step size a block."""
+
+    scale: jax.Array
+
+
+def power(bits: typing.Any) -> typing.Any:
+    """2 ** bits, exactly, for a Python or a traced integer."""
+    return jnp.ldexp(jnp.float32(1), bits) if isinstance(bits, jax.Array) else 2**bits
+
+
+def mean_magnitude(x: jax.Array, axes: tuple[int, ...], chosen: jax.Array | None = None) -> jax.Array:
+    """The mean of abs(x) over ``axes``, kept with length 1; over the ``chosen`` values if some are.
+
+    Summing multiples of a power of two rounds as summing the values does, but cannot overflow.
+    NaN where nothing is chosen.
+    """
+    size = math.prod(x.shape[axis] for axis in axes)
+    shrink = 2.0 ** -(size - 1).bit_length()
+    share = jnp.abs(x) * shrink
+    if chosen is None:
+        return jnp.sum(share, axis=axes, keepdims=True) / (size * shrink)
+    count = jnp.sum(chosen, axis=axes, keepdims=True, dtype=jnp.int32).astype(x.dtype)
+    return jnp.sum(jnp.where(chosen, share, 0), axis=axes, keepdims=True) / (count * shrink)
+
+
 class _Values(typing.NamedTuple):
     """The grid of Identity: nothing."""
 
@@ -196,7 +224,9 @@ class Chain(Scheme):
 
     @property
     def granularity(self) -> Granularity:  # type: ignore[override]
-        return self.stages[-1].granularity
+        """That of the last stage that groups values, since it alone expands grids of every stage."""
+        own = [stage.granularity for stage in self.stages]
+        return next((g for g in reversed(own) if g.groups), own[-1])
 
     @property
     def code_dtype(self) -> typing.Any:
@@ -217,41 +247,42 @@ class Chain(Scheme):
         for i, stage in enumerate(self.stages):
             grids.append(stage.calibrate(x))
             if i + 1 < len(self.stages):
-                x = _as_values(stage.encode(x, grids[-1]), work_dtype(x))
+                x = stage.encode(x, grids[-1]).astype(work_dtype(x))
         return tuple(grids)
 
     def encode(self, x: jax.Array, grid: Grid) -> jax.Array:
         dtype, codes = work_dtype(x), x
         for i, (stage, part) in enumerate(zip(self.stages, grid, strict=True)):
-            codes = stage.encode(codes if i == 0 else _as_values(codes, dtype), part)
+            codes = stage.encode(codes if i == 0 else codes.astype(dtype), part)
         return codes
 
     def decode(self, codes: jax.Array, grid: Grid) -> jax.Array:
         values = self.stages[-1].decode(codes, grid[-1])
         for stage, part in zip(self.stages[-2::-1], grid[-2::-1], strict=True):
             if not stage.linear:
-                limits = jnp.iinfo(stage.code_dtype)
-                values = jnp.clip(jnp.round(values), limits.min, limits.max).astype(stage.code_dtype)
+                low = -(2 ** (stage.bits - 1)) if jnp.issubdtype(stage.code_dtype, jnp.signedinteger) else 0
+                values = jnp.clip(jnp.round(values), low, low + 2**stage.bits - 1).astype(stage.code_dtype)
             values = stage.decode(values, part)
         return values
 
     def affine(self, grid: Grid) -> Affine | None:
+        if len({stage.granularity for stage in self.stages if stage.granularity.groups}) > 1:
+            return None  # no one granularity expands a product of their scales
         inner = self.stages[-1].affine(grid[-1])
         for stage, part in zip(self.stages[-2::-1], grid[-2::-1], strict=True):
             outer = stage.affine(part) if stage.linear else None
             if inner is None or outer is None or outer.zero_point is not None:
                 return None
-            if not all(1 in (a, b) or a == b for a, b in zip(outer.scale.shape, inner.scale.shape, strict=True)):
-                return None
             inner = inner._replace(scale=outer.scale * inner.scale)
         return inner
 
     def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
-        return self.stages[0].slope(x, grid[0])
-
-
-def _as_values(codes: jax.Array, dtype: typing.Any) -> jax.Array:
-    return codes.astype(dtype)
+        dtype, total = x.dtype, None
+        for stage, part in zip(self.stages, grid, strict=True):
+            own = stage.slope(x, part)
+            total = own if total is None else total if own is None else total * own
+            x = stage.encode(x, part).astype(dtype)
+        return total
 
 
 def chain(*schemes: Scheme) -> Scheme:

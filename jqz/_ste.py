@@ -77,9 +77,10 @@ class SwishSign(Estimator):
 
     def slope(self, x: jax.Array) -> jax.Array:
         u = self.beta * x
-        # 1/(1+cosh u) == 2 exp(-|u|) / (1 + exp(-|u|))^2, which cannot overflow
+        # 1 / (1 + cosh u) == 2 exp(-|u|) / (1 + exp(-|u|))**2, whose exponential vanishes where cosh would overflow
         decay = jnp.exp(-jnp.abs(u))
-        return (self.beta * (2 - u * jnp.tanh(u / 2)) * 2 * decay / (1 + decay) ** 2).astype(x.dtype)
+        slope = self.beta * (2 - u * jnp.tanh(u / 2)) * 2 * decay / (1 + decay) ** 2
+        return jnp.where(decay > 0, slope, 0).astype(x.dtype)
 
 
 @jax.custom_vjp

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from jqz import _qtensor
@@ -38,6 +37,18 @@ def _check(who: str, decision: Decision) -> None:
             f"{who}: {place} has dtype {leaf.dtype}, wanted a floating dtype. "
             "Use x.astype(jnp.float32), or map this path to None."
         )
+
+
+def _check_static(who: str, decision: Decision) -> None:
+    """A QTensor keeps its scheme beside the arrays, where jit must be able to compare it."""
+    try:
+        hash(decision.scheme)
+    except TypeError as error:
+        place = f"{decision.path!r}" if decision.path else "the array"
+        raise TypeError(
+            f"{who}: {place} has the scheme {decision.scheme!r}, which holds an array; a stored scheme holds plain "
+            "values. Use quantize(params, policy, key=key) for Stochastic(), int(bits) for a width, or fake_quantize."
+        ) from error
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -87,6 +98,7 @@ def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = 
     chosen = [d for d in decisions if d.scheme is not None]
     for d in chosen:
         _check("quantize", d)
+        _check_static("quantize", d)
     coded, finite = _quantize_leaves(
         [d.leaf for d in chosen],
         tuple(typing.cast(Scheme, d.scheme) for d in chosen),
@@ -163,8 +175,9 @@ def size_bytes(tree: typing.Any) -> int:
         if is_qtensor(leaf):
             total += leaf.size_bytes
         elif hasattr(leaf, "dtype"):
-            bits = jax.dtypes.itemsize_bits(leaf.dtype) if hasattr(jax.dtypes, "itemsize_bits") else 0
-            total += -(-leaf.size * (bits or np.dtype(leaf.dtype).itemsize * 8) // 8)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
+            total += -(-leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8)
     return total
 
 
