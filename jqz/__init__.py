@@ -9,14 +9,18 @@ from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import schemes
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
+from jqz._inference import quantized, simulated
 from jqz._policy import Policy
 from jqz._qtensor import QTensor
 from jqz._scheme import Affine, Identity, Scheme, chain
 from jqz._transform import bits_per_weight, dequantize, fake_quantize, quantize, size_bytes
-from jqz.schemes import Symmetric
+from jqz.schemes import Asymmetric, Binary, FixedPoint, Symmetric, Ternary
 
 __all__ = [
     "Affine",
+    "Asymmetric",
+    "Binary",
+    "FixedPoint",
     "Granularity",
     "Identity",
     "PerAxis",
@@ -27,14 +31,17 @@ __all__ = [
     "QTensor",
     "Scheme",
     "Symmetric",
+    "Ternary",
     "bits_per_weight",
     "chain",
     "dequantize",
     "fake_quantize",
     "quantize",
+    "quantized",
     "ranges",
     "rounding",
     "schemes",
+    "simulated",
     "size_bytes",
     "ste",
 ]

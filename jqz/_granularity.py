@@ -29,9 +29,9 @@ class Granularity(abc.ABC):
     def block(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The block's length along each axis of an array of this shape."""
 
-    def _period(self, axis: int, ndim: int) -> int:
-        """How many values an entry of a partly expanded axis serves."""
-        raise ValueError(f"{self!r} cannot expand axis {axis} of rank {ndim}: the grid does not fit the values.")
+    def period(self, axis: int, ndim: int) -> int | None:
+        """How many values an entry serves along an axis that groups split, counted from the shapes alone."""
+        return None
 
     def grid_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a grid array for values of this shape."""
@@ -84,11 +84,11 @@ class Granularity(abc.ABC):
             have = grid.shape[axis]
             if have in (1, n):
                 continue
-            period = self._period(axis, len(shape))
-            if -(-n // period) != have:
+            period = self.period(axis, len(shape))
+            if period is None or -(-n // period) != have:
                 raise ValueError(
-                    f"{self!r} cannot expand a grid of shape {grid.shape} to {shape}: axis {axis} holds {have} "
-                    f"entries, {n} values in groups of {period} need {-(-n // period)}."
+                    f"{self!r} cannot expand a grid of shape {grid.shape} to {shape}: "
+                    f"axis {axis} holds {have} entries, which do not fit {n} values."
                 )
             wide = jnp.broadcast_to(
                 jnp.expand_dims(grid, axis + 1), (*grid.shape[: axis + 1], period, *grid.shape[axis + 1 :])
@@ -177,7 +177,7 @@ class PerGroup(Granularity):
         (axis,) = _normalize(self, (self.axis,), len(shape))
         return tuple(self.size if a == axis else 1 for a in range(len(shape)))
 
-    def _period(self, axis: int, ndim: int) -> int:
+    def period(self, axis: int, ndim: int) -> int | None:
         return self.size
 
 
@@ -207,9 +207,9 @@ class PerBlock(Granularity):
             )
         return (1,) * (len(shape) - len(self.shape)) + self.shape
 
-    def _period(self, axis: int, ndim: int) -> int:
+    def period(self, axis: int, ndim: int) -> int | None:
         back = ndim - axis
-        return self.shape[-back] if back <= len(self.shape) else 1
+        return self.shape[-back] if back <= len(self.shape) else None
 
     def __repr__(self) -> str:
         return f"PerBlock({self.shape})"

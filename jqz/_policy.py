@@ -103,7 +103,7 @@ def resolve(who: str, policy: PolicyLike, tree: typing.Any) -> tuple[list[Decisi
         schemes: list[Rule] = [policy]  # one array: no rule of thumb stands between it and its scheme
     elif isinstance(policy, Policy | Scheme):
         schemes = _by_rules(who, policy if isinstance(policy, Policy) else Policy(policy), named)
-    elif callable(policy):
+    elif callable(policy) and not _is_tree_of_schemes(policy, treedef):
         schemes = [typing.cast(Callable[[str, typing.Any], Rule], policy)(path, leaf) for path, leaf in named]
     else:
         schemes = _by_tree(who, policy, treedef)
@@ -143,8 +143,18 @@ def _takes(glob: str, path: str, leaf: typing.Any) -> bool:
     return named or (leaf.ndim >= 2 and name not in FLOAT_NAMES)
 
 
+def _flatten_policy(policy: PolicyLike) -> tuple[list[typing.Any], typing.Any]:
+    return jax.tree_util.tree_flatten(policy, is_leaf=lambda x: x is None or isinstance(x, Scheme))
+
+
+def _is_tree_of_schemes(policy: PolicyLike, treedef: typing.Any) -> bool:
+    """Whether a callable is such a tree: an Equinox module of schemes is both."""
+    leaves, have = _flatten_policy(policy)
+    return have == treedef and all(leaf is None or isinstance(leaf, Scheme) for leaf in leaves)
+
+
 def _by_tree(who: str, policy: PolicyLike, treedef: typing.Any) -> list[Rule]:
-    leaves, have = jax.tree_util.tree_flatten(policy, is_leaf=lambda x: x is None or isinstance(x, Scheme))
+    leaves, have = _flatten_policy(policy)
     if have != treedef:
         raise ValueError(
             f"{who}: got a policy of structure {have}, wanted a Policy, a Scheme, a callable, or a tree of "

@@ -17,6 +17,7 @@ estimator            d sign(x) / dx                               source
 
 import abc
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable
 
@@ -140,3 +141,32 @@ def sign(x: jax.Array, estimator: Estimator = Clipped(), zero_to: float = 1.0) -
     """
     value = jnp.where(x > 0, 1, jnp.where(x < 0, -1, zero_to)).astype(x.dtype)
     return straight_through(x, value, estimator.slope(x))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def bilinear(fn: Callable[[jax.Array, jax.Array], jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
+    """``fn(a, b)``, linear in each argument, with a backward pass that XLA compiles well.
+
+    The value and the gradients are exact. The gradient of ``b`` is computed behind a barrier, without
+    which XLA's CPU backend fuses the batch norm's backward pass into the transposes of the
+    filter-gradient convolution and slows a training step by a third.
+
+    >>> jax.grad(lambda b: bilinear(jnp.dot, jnp.array([2.0, 3.0]), b))(jnp.ones(2)).tolist()
+    [2.0, 3.0]
+    """
+    return fn(a, b)
+
+
+def _bilinear_fwd(fn, a, b):
+    return fn(a, b), (a, b)
+
+
+def _bilinear_bwd(fn, residuals, g):
+    a, b = residuals
+    (da,) = jax.linear_transpose(lambda a: fn(a, b), a)(g)
+    still_a, still_g = jax.lax.optimization_barrier((a, g))
+    (db,) = jax.linear_transpose(lambda b: fn(still_a, b), b)(still_g)
+    return da, db
+
+
+bilinear.defvjp(_bilinear_fwd, _bilinear_bwd)

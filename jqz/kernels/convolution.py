@@ -1,0 +1,123 @@
+"""Integer convolution: a coded kernel meets an activation that is coded on the fly."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet
+from jqz._interpret import Equation, Rule
+from jqz._values import Levels, Value, as_levels
+
+
+def rules(inputs: Inputs) -> dict[str, Rule]:
+    """The rule table for dynamic integer convolutions, given the schemes of the activations."""
+
+    def convolution(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
+        met = meet(eqn, operands, inputs)
+        if met is None or met.scheme is None:
+            return None
+        weight = as_levels(met.weight) if met.side == 0 else None
+        x = code(met.x, met.scheme, met.weight.path)
+        if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
+            return [eqn.on(*met.ordered(met.scheme.simulate(met.x), met.weight))]
+        return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
+
+    return {"conv_general_dilated": convolution}
+
+
+def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
+    """Whether scales and zero points factor out of the sums, and int32 holds these."""
+    summed = contracted(eqn, 1)
+    if w.varies_along(summed) or eqn.params["batch_group_count"] != 1:
+        return False
+    # zeros between dilated pixels would need the zero point, too
+    dilated = x.zero_point is not None and any(d != 1 for d in eqn.params["lhs_dilation"])
+    return not dilated and fits_int32(_terms(w, summed), x, w)
+
+
+def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
+    spec = eqn.params["dimension_numbers"]
+    summed = contracted(eqn, 1)
+
+    def place(grid: jax.Array, axis: int, out_axis: int) -> jax.Array:
+        """Lays the one axis of a grid array along an axis of the result."""
+        shape = [1] * w.ndim
+        shape[out_axis] = grid.shape[axis]
+        return jnp.moveaxis(grid, axis, 0).reshape(shape)
+
+    def of_batch(grid: jax.Array) -> jax.Array:
+        return place(grid, spec.lhs_spec[0], spec.out_spec[0])
+
+    def of_channels(grid: jax.Array) -> jax.Array:
+        return place(grid, spec.rhs_spec[0], spec.out_spec[1])
+
+    codes, padding = x.levels, eqn.params["padding"]
+    if x.zero_point is not None:
+        codes, padding = _pad(x, spec, padding), [(0, 0)] * len(padding)
+    acc = _accumulate(eqn, codes, w.levels, padding, exact_in_float32(_terms(w, summed), x, w))
+    if x.zero_point is not None:
+        sums = jnp.sum(w.levels, axis=summed, keepdims=True, dtype=jnp.int32)
+        acc = acc - of_batch(x.zero_point) * of_channels(sums)
+    if w.zero_point is not None:
+        # the sum of the window of every output, zero points of the padding included
+        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact_in_float32(_terms(w, summed), x, w))
+        acc = acc - of_channels(w.zero_point) * ones
+        if x.zero_point is not None:
+            acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
+    scale = of_batch(x.scale) * of_channels(w.scale)
+    return acc.astype(scale.dtype) * scale
+
+
+def _terms(w: Levels, summed: tuple[int, ...]) -> int:
+    return math.prod(w.shape[i] for i in summed)
+
+
+def _pad(x: Levels, spec: jax.lax.ConvDimensionNumbers, padding: Sequence[tuple[int, int]]) -> jax.Array:
+    """Pads codes with their zero point, which stands for a real zero."""
+    assert x.zero_point is not None
+    config = [(0, 0)] * x.ndim
+    for axis, pair in zip(spec.lhs_spec[2:], padding, strict=True):
+        config[axis] = pair
+    shifted = x.levels.astype(jnp.int32) - x.zero_point
+    # cropping (negative padding) and padding in one; zero is real zero once the zero point is taken off
+    padded = jax.lax.pad(shifted, jnp.int32(0), [(low, high, 0) for low, high in config])
+    return (padded + x.zero_point).astype(x.levels.dtype)
+
+
+def _accumulate(
+    eqn: Equation, codes: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]], exact: bool
+) -> jax.Array:
+    """int8 x int8 -> int32.
+
+    XLA's CPU backend has no fast integer path for grouped or few-channel convolutions; where float32
+    holds every partial sum exactly, the same integers are computed there in float32.
+    """
+    spec = eqn.params["dimension_numbers"]
+    groups = eqn.params["feature_group_count"]
+
+    def convolve(codes: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            codes,
+            kernel,
+            window_strides=eqn.params["window_strides"],
+            padding=padding,
+            lhs_dilation=eqn.params["lhs_dilation"],
+            rhs_dilation=eqn.params["rhs_dilation"],
+            dimension_numbers=spec,
+            feature_group_count=groups,
+            preferred_element_type=dtype,
+        )
+
+    def integers(codes: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolve(codes, kernel, jnp.int32)
+
+    def floats(codes: jax.Array, kernel: jax.Array) -> jax.Array:
+        out = convolve(codes.astype(jnp.float32), kernel.astype(jnp.float32), jnp.float32)
+        return out.astype(jnp.int32)
+
+    channels = max(kernel.shape[spec.rhs_spec[1]], kernel.shape[spec.rhs_spec[0]])
+    if exact and (groups > 1 or channels <= 16):
+        return jax.lax.platform_dependent(codes, kernel, cpu=floats, default=integers)
+    return integers(codes, kernel)
