@@ -143,22 +143,21 @@ def _takes(glob: str, path: str, leaf: typing.Any) -> bool:
     return named or (leaf.ndim >= 2 and name not in FLOAT_NAMES)
 
 
-def _flatten_policy(policy: PolicyLike) -> tuple[list[typing.Any], typing.Any]:
-    return jax.tree_util.tree_flatten(policy, is_leaf=lambda x: x is None or isinstance(x, Scheme))
-
-
 def _is_tree_of_schemes(policy: PolicyLike, treedef: typing.Any) -> bool:
     """Whether a callable is such a tree: an Equinox module of schemes is both."""
-    leaves, have = _flatten_policy(policy)
-    return have == treedef and all(leaf is None or isinstance(leaf, Scheme) for leaf in leaves)
+    try:
+        leaves = treedef.flatten_up_to(policy)
+    except (ValueError, TypeError):
+        return False
+    return all(leaf is None or isinstance(leaf, Scheme) for leaf in leaves)
 
 
 def _by_tree(who: str, policy: PolicyLike, treedef: typing.Any) -> list[Rule]:
-    leaves, have = _flatten_policy(policy)
-    if have != treedef:
+    try:
+        return treedef.flatten_up_to(policy)
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{who}: got a policy of structure {have}, wanted a Policy, a Scheme, a callable, or a tree of "
+            f"{who}: got {policy!r}, wanted a Policy, a Scheme, a callable, or a tree of "
             f"structure {treedef} with a Scheme or None at each leaf. "
             'Use Policy({"**/kernel": Symmetric(bits=8)}).'
-        )
-    return leaves
+        ) from error
