@@ -7,7 +7,7 @@ straight-through training, and ``quantized`` runs an unmodified function on code
 from jqz import _ranges as ranges
 from jqz import _rounding as rounding
 from jqz import _ste as ste
-from jqz import schemes
+from jqz import nnabla, schemes
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
 from jqz._inference import quantized, simulated
 from jqz._policy import Policy
@@ -36,6 +36,7 @@ __all__ = [
     "chain",
     "dequantize",
     "fake_quantize",
+    "nnabla",
     "quantize",
     "quantized",
     "ranges",
