@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jqz import _paths
-from jqz._interpret import Rules, interpret, trace
+from jqz._interpret import Rules, Walk, interpret, trace
 from jqz._policy import Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
 from jqz._scheme import Scheme
@@ -142,7 +142,7 @@ def _walk(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, r
         return fn(*args, **kwargs)
 
     jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
-    results = interpret(jaxpr, [_value(*flat[i]) for i in traced], rules)
+    results = interpret(jaxpr, [_value(*flat[i]) for i in traced], Walk(rules))
     return structure_out.unflatten([decode(v) for v in results])
 
 

@@ -16,6 +16,46 @@ import jax
 
 from jqz._values import Lazy, Value, decode
 
+Rule = Callable[..., Sequence[Value] | None]
+Rules = Mapping[str, Rule]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+    """A pytree that belongs to a place in a program; one for each step of the scans around it, outermost first."""
+
+    tree: typing.Any
+    lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+
+@dataclasses.dataclass
+class Walk:
+    """One walk over a program: its rules, what they are given by name, and what they record by name.
+
+    A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
+    and ``empty()``, its neutral element, for the loops and branches that it may or may not come from.
+    """
+
+    rules: Rules
+    given: dict[str, Stacked] = dataclasses.field(default_factory=dict)
+    records: dict[str, Stacked] = dataclasses.field(default_factory=dict)
+    names: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def name(self, path: str) -> str:
+        """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
+        self.names[path] = self.names.get(path, 0) + 1
+        return path if self.names[path] == 1 else f"{path}#{self.names[path]}"
+
+    def within(self, given: dict[str, Stacked] | None = None) -> "Walk":
+        """The same walk inside a body that is traced by itself: it records into a dict of its own."""
+        return Walk(self.rules, self.given if given is None else given, {}, dict(self.names))
+
+    def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
+        """Takes over the names that a body used, and its records as they came out of it."""
+        self.names = dict(inner.names)
+        self.records.update(records)
+
 
 @dataclasses.dataclass(frozen=True)
 class Equation:
@@ -26,14 +66,16 @@ class Equation:
     avals: tuple[typing.Any, ...]
     scope: str
     bind: Callable[..., list[jax.Array]]
+    walk: Walk
+    operands: list[Value]
 
     def on(self, *operands: Value) -> jax.Array:
         """The single result of the original primitive on decoded operands."""
         return self.bind(*map(decode, operands))[0]
 
-
-Rule = Callable[..., Sequence[Value] | None]
-Rules = Mapping[str, Rule]
+    def replace(self, index: int, value: Value) -> None:
+        """Lets whoever reads this operand later read ``value`` instead."""
+        self.operands[index] = value
 
 
 def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any, typing.Any]:
@@ -48,8 +90,8 @@ def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any,
     return jax.make_jaxpr(flat)(*args), structure[-1]
 
 
-def interpret(jaxpr: typing.Any, operands: Sequence[Value], rules: Rules) -> list[Value]:
-    """Evaluates a (closed) jaxpr on values; results may be lazy."""
+def interpret(jaxpr: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
+    """Evaluates a (closed) jaxpr on values; results may be lazy, and rules may replace ``operands``."""
     inner, consts = getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())
     env: dict[typing.Any, Value] = dict(zip([*inner.constvars, *inner.invars], [*consts, *operands], strict=True))
 
@@ -57,28 +99,33 @@ def interpret(jaxpr: typing.Any, operands: Sequence[Value], rules: Rules) -> lis
         return atom.val if hasattr(atom, "val") else env[atom]
 
     for eqn in inner.eqns:
-        results = _evaluate(eqn, [read(v) for v in eqn.invars], rules)
+        values = [read(v) for v in eqn.invars]
+        results = _evaluate(eqn, values, walk)
+        env.update((atom, v) for atom, v in zip(eqn.invars, values, strict=True) if not hasattr(atom, "val"))
         env.update(zip(eqn.outvars, results, strict=True))
+    operands[:] = [env[v] for v in inner.invars]
     return [read(v) for v in inner.outvars]
 
 
-def _evaluate(eqn: typing.Any, operands: list[Value], rules: Rules) -> Sequence[Value]:
+def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     name = eqn.primitive.name
     with eqn.ctx.manager:
         if any(isinstance(v, Lazy) for v in operands):
-            if name in rules:
+            if name in walk.rules:
                 equation = Equation(
                     name,
                     eqn.params,
                     tuple(v.aval for v in eqn.outvars),
                     str(eqn.source_info.name_stack),
                     lambda *arrays: _bind(eqn, arrays),
+                    walk,
+                    operands,
                 )
-                results = rules[name](equation, *operands)
+                results = walk.rules[name](equation, *operands)
                 if results is not None:
                     return results
             if name in _HIGHER_ORDER:
-                return _HIGHER_ORDER[name](eqn, operands, rules)
+                return _HIGHER_ORDER[name](eqn, operands, walk)
         return _bind(eqn, [decode(v) for v in operands])
 
 
@@ -92,38 +139,51 @@ def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 # --- equations that hold jaxprs ---------------------------------------------------------------------------------------
 
 
-def _call(eqn: typing.Any, operands: list[Value], rules: Rules) -> list[Value]:
+def _call(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
     """A call is its body: results may stay lazy across it."""
     body = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
-    return interpret(body, operands, rules)
+    return interpret(body, operands, walk)
 
 
-def _checkpoint(eqn: typing.Any, operands: list[Value], rules: Rules) -> list[jax.Array]:
+def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    inner = walk.within()
+
     def body(*operands):
-        return _arrays(interpret(eqn.params["jaxpr"], operands, rules), eqn.outvars)
+        inner.__dict__.update(walk.within().__dict__)
+        results = _arrays(interpret(eqn.params["jaxpr"], list(operands), inner), eqn.outvars)
+        return results, inner.records
 
     remat = jax.checkpoint(body, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
-    return remat(*operands)
+    results, records = remat(*operands)
+    walk.absorb(inner, records)
+    return results
 
 
-def _scan(eqn: typing.Any, operands: list[Value], rules: Rules) -> list[jax.Array]:
-    params = eqn.params
+def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    params, length = eqn.params, eqn.params["length"]
     if "num_consts" in params:
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
         n_consts, n_carry = (len(group) for group in params["ft_in"].unpack()[:2])
     consts, carry = operands[:n_consts], [decode(v) for v in operands[n_consts : n_consts + n_carry]]
-    sliced, rebuild = _sliceable(operands[n_consts + n_carry :], params["length"])
+    sliced, rebuild = _sliceable(operands[n_consts + n_carry :], length)
+    mine = {name: given for name, given in walk.given.items() if given.lengths[:1] == (length,)}
     body_outs = getattr(params["jaxpr"], "jaxpr", params["jaxpr"]).outvars
+    inner = walk.within()
 
-    def body(carry, sliced):
-        results = interpret(params["jaxpr"], [*consts, *carry, *rebuild(sliced)], rules)
+    def body(carry, slices):
+        sliced, trees = slices
+        given = {name: Stacked(tree, mine[name].lengths[1:]) for name, tree in trees.items()}
+        inner.__dict__.update(walk.within({**walk.given, **given}).__dict__)
+        results = interpret(params["jaxpr"], [*consts, *carry, *rebuild(sliced)], inner)
         results = _arrays(results, body_outs)
-        return results[:n_carry], results[n_carry:]
+        return results[:n_carry], (results[n_carry:], inner.records)
 
-    carry, stacked = jax.lax.scan(
-        body, carry, sliced, length=params["length"], reverse=params["reverse"], unroll=params["unroll"]
+    trees = {name: given.tree for name, given in mine.items()}
+    carry, (stacked, records) = jax.lax.scan(
+        body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
+    walk.absorb(inner, {name: Stacked(r.tree, (length, *r.lengths)) for name, r in records.items()})
     return [*carry, *stacked]
 
 
@@ -150,25 +210,60 @@ def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], 
     return scanned, rebuild
 
 
-def _while(eqn: typing.Any, operands: list[Value], rules: Rules) -> list[jax.Array]:
+def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
+    inner = walk.within()
 
-    def cond(carry):
-        return decode(interpret(eqn.params["cond_jaxpr"], [*cond_consts, *carry], rules)[0])
+    def cond(state):
+        return decode(interpret(eqn.params["cond_jaxpr"], [*cond_consts, *state[0]], walk.within())[0])
 
-    def body(carry):
-        return _arrays(interpret(eqn.params["body_jaxpr"], [*body_consts, *carry], rules), eqn.outvars)
+    def step(carry):
+        inner.__dict__.update(walk.within().__dict__)
+        results = interpret(eqn.params["body_jaxpr"], [*body_consts, *carry], inner)
+        return _arrays(results, eqn.outvars), inner.records
 
-    return jax.lax.while_loop(cond, body, [decode(v) for v in operands[n_cond + n_body :]])
+    def body(state):
+        carry, before = state
+        results, records = step(carry)
+        return results, {name: Stacked(before[name].tree.merge(r.tree), r.lengths) for name, r in records.items()}
+
+    carry = [decode(v) for v in operands[n_cond + n_body :]]
+    carry, records = jax.lax.while_loop(cond, body, (carry, _empty(jax.eval_shape(step, carry)[1])))
+    walk.absorb(inner, records)
+    return carry
 
 
-def _cond(eqn: typing.Any, operands: list[Value], rules: Rules) -> list[jax.Array]:
+def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    inner = walk.within()
+
     def branch(jaxpr):
-        return lambda *operands: _arrays(interpret(jaxpr, operands, rules), eqn.outvars)
+        def run(*operands):
+            inner.__dict__.update(walk.within().__dict__)
+            return _arrays(interpret(jaxpr, list(operands), inner), eqn.outvars), inner.records
+
+        return run
 
     index, *rest = operands
-    return jax.lax.switch(decode(index), [branch(j) for j in eqn.params["branches"]], *rest)
+    branches = [branch(j) for j in eqn.params["branches"]]
+    nothing: dict[str, Stacked] = {}
+    for run in branches:  # a branch that is not taken records the neutral element of what the others do
+        nothing.update(_empty(jax.eval_shape(run, *rest)[1]))
+
+    def padded(run):
+        def with_all(*operands):
+            results, records = run(*operands)
+            return results, {**nothing, **records}
+
+        return with_all
+
+    results, records = jax.lax.switch(decode(index), [padded(run) for run in branches], *rest)
+    walk.absorb(inner, records)
+    return results
+
+
+def _empty(records: dict[str, Stacked]) -> dict[str, Stacked]:
+    return {name: Stacked(r.tree.empty(), r.lengths) for name, r in records.items()}
 
 
 def _arrays(values: Sequence[Value], variables: Sequence[typing.Any]) -> list[jax.Array]:
