@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz import _packing
+from jqz import _packing, _scheme
 from jqz._scheme import Grid, Scheme
 
 
@@ -63,7 +63,7 @@ class QTensor:
 
     def dequantize(self) -> jax.Array:
         """The values, in ``dtype``."""
-        return self.scheme.decode(self.codes, self.grid).astype(self.dtype)
+        return _scheme.narrow(self.scheme.decode(self.codes, self.grid), self.dtype)
 
     def __repr__(self) -> str:
         try:

@@ -56,6 +56,18 @@ def _absmax(blocks: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.max(jnp.abs(blocks), axis=axes, keepdims=True)
 
 
+def _normalizer(top: jax.Array) -> Limits:
+    """A power of two that brings ``top`` near 1, and its inverse.
+
+    Multiplying by it is exact. Dividing by ``top`` is not, and where XLA turns that into a product
+    with 1 / top, everything above 2**126 flushes to zero.
+    """
+    most = -int(jnp.finfo(top.dtype).minexp)
+    exponent = jnp.clip(jnp.frexp(top)[1], -most, most)
+    one = jnp.ones_like(top)
+    return jnp.ldexp(one, -exponent), jnp.ldexp(one, exponent)
+
+
 @typing.final
 @dataclasses.dataclass(frozen=True)
 class AbsMax(Range):
@@ -124,11 +136,11 @@ class MSE(Range):
     norm: float = 2.0
 
     def _search(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, low: jax.Array, high: jax.Array) -> Limits:
-        # errors are compared in units of the range, whose square could overflow or vanish
-        unit = jnp.maximum(jnp.maximum(jnp.abs(low), jnp.abs(high)), jnp.finfo(blocks.dtype).tiny)
+        # errors near 1, since their squares could overflow or vanish
+        shrink, _ = _normalizer(jnp.maximum(jnp.abs(low), jnp.abs(high)))
 
         def step(best, share):
-            error = jnp.abs(fake(low * share, high * share) / unit - blocks / unit)
+            error = jnp.abs(fake(low * share, high * share) * shrink - blocks * shrink)
             error = jnp.sum(error**2 if self.norm == 2 else error**self.norm, axis=axes, keepdims=True)
             better = error < best[0]
             return (jnp.where(better, error, best[0]), jnp.where(better, share, best[1])), None
@@ -172,8 +184,8 @@ class OCTAV(Range):
         steps: jax.typing.ArrayLike,
     ) -> jax.Array:
         top = _absmax(blocks, axes)
-        unit = jnp.where(top > 0, top, 1)
-        x = jnp.abs(blocks) / unit
+        shrink, grow = _normalizer(top)
+        x = jnp.abs(blocks) * shrink
         kappa = 1 / (12 * jnp.asarray(steps, blocks.dtype) ** 2)
 
         def step(_, s):
@@ -184,7 +196,7 @@ class OCTAV(Range):
 
         s = jax.lax.fori_loop(0, self.iterations, step, jnp.mean(x, axis=axes, keepdims=True))
         # every value equal: nothing lies beyond the mean and s falls to 0
-        return jnp.where(s > 0, jnp.minimum(s, 1), 1) * top
+        return jnp.where(s > 0, jnp.minimum(s * grow, top), top)
 
     def limits(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, steps: jax.typing.ArrayLike) -> Limits:
         low, high = MinMax().limits(blocks, axes, fake, steps)

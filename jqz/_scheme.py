@@ -87,7 +87,7 @@ class Scheme(abc.ABC):
         """
         fixed = jax.lax.stop_gradient(self.calibrate(x) if grid is None else grid)
         still = jax.lax.stop_gradient(x)
-        value = self.decode(self.encode(still, fixed), fixed).astype(x.dtype)
+        value = narrow(self.decode(self.encode(still, fixed), fixed), x.dtype)
         slope = self.slope(still.astype(work_dtype(x)), fixed)
         return _ste.straight_through(x, value, None if slope is None else slope.astype(x.dtype))
 
@@ -149,6 +149,14 @@ def work_dtype(x: jax.Array) -> typing.Any:
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
+def narrow(values: jax.Array, dtype: typing.Any) -> jax.Array:
+    """Values in the dtype of a tensor: what rounding carried beyond its largest number becomes that number."""
+    if jnp.finfo(dtype).bits < 32:
+        limit = float(jnp.finfo(dtype).max)
+        values = jnp.clip(values, -limit, limit)
+    return values.astype(dtype)
+
+
 #: Below this a block counts as all zeros: reciprocals of what remains stay finite in float32.
 TINY = 2.0**-100
 
@@ -162,6 +170,15 @@ class ScaleGrid(typing.NamedTuple):
 def power(bits: typing.Any) -> typing.Any:
     """2 ** bits, exactly, for a Python or a traced integer."""
     return jnp.ldexp(jnp.float32(1), bits) if isinstance(bits, jax.Array) else 2**bits
+
+
+def quotient(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """x / scale, also for scales beyond 2**126.
+
+    XLA divides by a scale that broadcasts through its reciprocal (one unit in the last place off),
+    and flushes that to 0 where it is a denormal.
+    """
+    return (x * 0.25) / (scale * 0.25)
 
 
 def mean_magnitude(x: jax.Array, axes: tuple[int, ...], chosen: jax.Array | None = None) -> jax.Array:

@@ -41,6 +41,9 @@ class Identity(Estimator):
     def slope(self, x: jax.Array) -> jax.Array:
         return jnp.ones_like(x)
 
+    def __repr__(self) -> str:
+        return "ste.Identity()"  # jqz.Identity is a scheme
+
 
 @typing.final
 @dataclasses.dataclass(frozen=True)
