@@ -20,7 +20,12 @@ import jax.numpy as jnp
 
 
 class Granularity(abc.ABC):
-    """Splits an array into blocks that share a grid."""
+    """Splits an array into blocks that share a grid.
+
+    >>> import jqz
+    >>> [g.block((64, 10)) for g in (jqz.PerTensor(), jqz.PerAxis(-1), jqz.PerGroup(32, axis=0))]
+    [(64, 10), (64, 1), (32, 1)]
+    """
 
     #: A block may be a part of an axis, so a grid's shape does not tell how to expand it.
     groups: typing.ClassVar[bool] = False

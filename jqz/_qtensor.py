@@ -23,6 +23,11 @@ class QTensor:
     are float32 whatever the values were, since a float16 scale would lose bits.
 
     Make one with ``quantize`` and read it with ``dequantize``; wrap a model in ``quantized`` to use it.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> q = jqz.quantize(jnp.linspace(-1, 1, 6).reshape(2, 3), jqz.Symmetric(bits=4))
+    >>> q.codes.tolist(), q.payload.shape, q.size_bytes
+    ([[-7, -4, -1], [1, 4, 7]], (2, 2), 8)
     """
 
     payload: jax.Array

@@ -23,6 +23,12 @@ class Affine(typing.NamedTuple):
       zero_point: int32 in the grid's shape, or None where it is 0 for every value.
       levels: maps codes to int8 integer levels, elementwise.
       limit: the largest magnitude of a level, at most 128.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> q = jqz.quantize(jnp.array([0.0, 0.5, 1.0]), jqz.Symmetric(bits=3))
+    >>> affine = q.scheme.affine(q.grid)
+    >>> affine.levels(q.codes).tolist(), affine.limit
+    ([0, 2, 3], 3)
     """
 
     scale: jax.Array
@@ -42,6 +48,20 @@ class Scheme(abc.ABC):
     A grid array keeps the rank of the values (length 1 where values share it; a codebook has one
     more axis at the end), so that ``scan`` and ``vmap`` can slice a stack of layers. Grids are
     float32, or float64 for float64 values.
+
+    >>> import dataclasses, jax.numpy as jnp, jqz
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Quarters(jqz.Scheme):
+    ...     bits: int = 8
+    ...     granularity: jqz.Granularity = jqz.PerTensor()
+    ...     def calibrate(self, x):
+    ...         return ()
+    ...     def encode(self, x, grid):
+    ...         return jnp.clip(jnp.round(4 * x), -128, 127).astype(jnp.int8)
+    ...     def decode(self, codes, grid):
+    ...         return codes.astype(jnp.float32) / 4
+    >>> jqz.fake_quantize(jnp.array([0.3, 1.0]), Quarters()).tolist()
+    [0.25, 1.0]
     """
 
     bits: typing.Any
@@ -173,12 +193,12 @@ def power(bits: typing.Any) -> typing.Any:
 
 
 def quotient(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """x / scale, also for scales beyond 2**126.
+    """x / scale, correctly rounded.
 
-    XLA divides by a scale that broadcasts through its reciprocal (one unit in the last place off),
-    and flushes that to 0 where it is a denormal.
+    XLA turns division by a scale that broadcasts into a product with its reciprocal: one unit in the last
+    place off, which flips ties, and 0 for scales beyond 2**126. It cannot where the divisor depends on x.
     """
-    return (x * 0.25) / (scale * 0.25)
+    return x / jnp.where(x == jnp.inf, 1, scale)
 
 
 def mean_magnitude(x: jax.Array, axes: tuple[int, ...], chosen: jax.Array | None = None) -> jax.Array:
