@@ -5,6 +5,7 @@ import typing
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
@@ -85,18 +86,27 @@ class NNXNet(nnx.Module):
         return x
 
 
+def _filled(shapes: typing.Any) -> typing.Any:
+    """Random values for a tree of shapes: no bias is zero, no scale is one, variances are positive."""
+    rng = np.random.default_rng(7)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        if "var" in name or "scale" in name:
+            values = rng.uniform(0.5, 1.5, leaf.shape)
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
 def _linen(model: nn.Module, x) -> Case:
-    variables = model.init(jax.random.key(0), x)
-    if "batch_stats" in variables:  # running statistics that are not the identity
-        keys = iter(jax.random.split(jax.random.key(7), 100))
-        stats = jax.tree.map(lambda s: jax.random.uniform(next(keys), s.shape) + 0.5, variables["batch_stats"])
-        variables = {**variables, "batch_stats": stats}
-    return Case(model.apply, variables, x)
+    return Case(model.apply, _filled(jax.eval_shape(model.init, jax.random.key(0), x)), x)
 
 
 def _nnx(x) -> Case:
-    graph, state = nnx.split(NNXNet(nnx.Rngs(0)))
-    return Case(lambda state, x: nnx.merge(graph, state)(x), state, x)
+    graph, state = nnx.split(nnx.eval_shape(lambda: NNXNet(nnx.Rngs(0))))
+    return Case(lambda state, x: nnx.merge(graph, state)(x), _filled(state), x)
 
 
 def _nnx_scan(x) -> Case:
@@ -104,18 +114,18 @@ def _nnx_scan(x) -> Case:
     def make(key):
         return nnx.Linear(12, 12, rngs=nnx.Rngs(key))
 
-    graph, state = nnx.split(make(jax.random.split(jax.random.key(0), 3)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: make(jax.random.split(jax.random.key(0), 3))))
 
     def forward(state, x):
         return jax.lax.scan(lambda h, s: (jnp.tanh(nnx.merge(graph, s)(h)), None), x, state)[0]
 
-    return Case(forward, state, x)
+    return Case(forward, _filled(state), x)
 
 
 def _equinox(x) -> Case:
-    net = eqx.nn.MLP(6, 4, 16, 2, key=jax.random.key(0))
-    params, static = eqx.partition(net, eqx.is_array)
-    return Case(lambda params, x: jax.vmap(eqx.combine(params, static))(x), params, x)
+    net = eqx.filter_eval_shape(lambda: eqx.nn.MLP(6, 4, 16, 2, key=jax.random.key(0)))
+    params, static = eqx.partition(net, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    return Case(lambda params, x: jax.vmap(eqx.combine(params, static))(x), _filled(params), x)
 
 
 def _control(x) -> Case:
@@ -129,24 +139,26 @@ def _control(x) -> Case:
 
     def forward(params, x):
         x = jax.lax.cond(x.sum() > 0, lambda p, x: x @ p["a"]["kernel"], lambda p, x: x - 1, params, x)
-        x = jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, jnp.tanh(c[1] @ params["b"]["kernel"])), (0, x))[1]
+        x = jax.lax.while_loop(
+            lambda c: c[0] < 2, lambda c: (c[0] + 1, jnp.tanh(c[1] @ params["b"]["kernel"])), (0, x)
+        )[1]
         x = jax.checkpoint(lambda x: nn.silu(x @ params["b"]["kernel"].T))(x)
         return product(params["a"]["kernel"], x), params["b"]["kernel"].sum()
 
-    keys = jax.random.split(jax.random.key(0))
-    params = {name: {"kernel": jax.random.normal(key, (6, 6))} for name, key in zip("ab", keys, strict=True)}
+    kernel = jax.ShapeDtypeStruct((6, 6), jnp.float32)
+    params = jax.tree.map(lambda w: 2 * w, _filled({"a": {"kernel": kernel}, "b": {"kernel": kernel}}))
     return Case(forward, params, x)
 
 
 def _normal(*shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(1), shape)
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
 
 
 MODELS: dict[str, typing.Callable[[], Case]] = {
     "mlp": lambda: _linen(MLP(), _normal(4, 12)),
     "convolution and batch norm": lambda: _linen(ConvNet(), _normal(2, 12, 12, 3)),
     "attention": lambda: _linen(Attention(), _normal(2, 6, 16)),
-    "embedding and GRU": lambda: _linen(Recurrent(), jax.random.randint(jax.random.key(1), (2, 5), 0, 20)),
+    "embedding and GRU": lambda: _linen(Recurrent(), jnp.array([[3, 1, 19, 0, 7], [2, 2, 11, 5, 18]])),
     "scanned stack": lambda: _linen(Stacked(), _normal(4, 12)),
     "nnx": lambda: _nnx(_normal(2, 6, 6, 3)),
     "nnx scan": lambda: _nnx_scan(_normal(4, 12)),
