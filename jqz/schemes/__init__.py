@@ -4,10 +4,33 @@ Each scheme is listed with the variants that the shared laws of ``tests/laws.py`
 word; a new scheme is tested by being listed.
 """
 
+from jqz import _ste
 from jqz._granularity import PerAxis, PerBlock, PerGroup
 from jqz._ranges import MSE, OCTAV, Percentile
+from jqz._rounding import Floor, HalfEven
 from jqz._scheme import Scheme
+from jqz.schemes.additive_power_of_two import AdditivePowerOfTwo
+from jqz.schemes.asymmetric import Asymmetric, Minimum, Paper, Standard, ZeroPoint
+from jqz.schemes.binary import Binary, MeanScale, Scaled, ThroughMean, UnitScale
+from jqz.schemes.fixed_point import Dynamic, FixedPoint, GivenStep, Signed, Unsigned
+from jqz.schemes.power_of_two import (
+    INQ,
+    Arithmetic,
+    BothSigns,
+    DataTop,
+    Dense,
+    Geometric,
+    GivenTop,
+    NNabla,
+    NonNegative,
+    PowerOfTwo,
+    RealScale,
+    Unscaled,
+    WithoutZero,
+    WithZero,
+)
 from jqz.schemes.symmetric import Full, Narrow, Symmetric
+from jqz.schemes.ternary import MaxFraction, MeanFraction, Ternary
 
 CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
     Symmetric: (
@@ -18,6 +41,87 @@ CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
         Symmetric(bits=2, codes=Full(), range=Percentile(99.0)),
         Symmetric(bits=12),
     ),
+    Asymmetric: (
+        Asymmetric(bits=8),
+        Asymmetric(bits=4, granularity=PerGroup(4, axis=0), range=MSE(candidates=16)),
+        Asymmetric(bits=3, granularity=PerAxis(-1), anchor=Minimum(), levels=Paper()),
+        Asymmetric(bits=2, granularity=PerBlock((4, 3)), anchor=Minimum()),
+        Asymmetric(bits=1),
+        Asymmetric(bits=16, rounding=Floor()),
+    ),
+    FixedPoint: (
+        FixedPoint(bits=8),
+        FixedPoint(bits=8, step=GivenStep(2.0**-4)),
+        FixedPoint(bits=4, granularity=PerGroup(4, axis=0), rounding=HalfEven()),
+        FixedPoint(bits=8, sign=Unsigned()),
+        FixedPoint(bits=3, granularity=PerAxis(-1), sign=Unsigned()),
+        FixedPoint(bits=2, granularity=PerBlock((4, 3))),
+        FixedPoint(bits=12),
+    ),
+    Binary: (
+        Binary(),
+        Binary(granularity=PerAxis(-1), estimator=ThroughMean()),
+        Binary(granularity=PerBlock((4, 3)), estimator=_ste.SwishSign()),
+        Binary(scale=UnitScale()),
+    ),
+    Ternary: (
+        Ternary(),
+        Ternary(granularity=PerAxis(-1), threshold=MaxFraction(0.05)),
+        Ternary(granularity=PerGroup(4, axis=0)),
+    ),
+    PowerOfTwo: (
+        PowerOfTwo(bits=4),
+        PowerOfTwo(bits=None),
+        PowerOfTwo(bits=8, rounding=Geometric()),
+        PowerOfTwo(bits=5, granularity=PerGroup(4, axis=0), codebook=INQ()),
+        PowerOfTwo(bits=3, granularity=PerAxis(-1), scale=RealScale(MSE(candidates=16))),
+        PowerOfTwo(bits=4, codebook=NNabla(NonNegative()), rounding=Geometric(), top=GivenTop(1)),
+        PowerOfTwo(bits=3, granularity=PerBlock((4, 3)), codebook=NNabla(zero=WithoutZero())),
+    ),
+    AdditivePowerOfTwo: (
+        AdditivePowerOfTwo(bits=4),
+        AdditivePowerOfTwo(bits=3, granularity=PerAxis(-1), range=MSE(candidates=16)),
+        AdditivePowerOfTwo(bits=4, granularity=PerGroup(4, axis=0), signs=NonNegative()),
+        AdditivePowerOfTwo(bits=6),
+    ),
 }
 
-__all__ = ["CATALOGUE", "Full", "Narrow", "Symmetric"]
+__all__ = [
+    "CATALOGUE",
+    "INQ",
+    "AdditivePowerOfTwo",
+    "Arithmetic",
+    "Asymmetric",
+    "Binary",
+    "BothSigns",
+    "DataTop",
+    "Dense",
+    "Dynamic",
+    "FixedPoint",
+    "Full",
+    "Geometric",
+    "GivenStep",
+    "GivenTop",
+    "MaxFraction",
+    "MeanFraction",
+    "MeanScale",
+    "Minimum",
+    "NNabla",
+    "Narrow",
+    "NonNegative",
+    "Paper",
+    "PowerOfTwo",
+    "RealScale",
+    "Scaled",
+    "Signed",
+    "Standard",
+    "Symmetric",
+    "Ternary",
+    "ThroughMean",
+    "UnitScale",
+    "Unscaled",
+    "Unsigned",
+    "WithZero",
+    "WithoutZero",
+    "ZeroPoint",
+]

@@ -11,7 +11,7 @@ from jqz import _scheme
 from jqz._granularity import Granularity, PerTensor
 from jqz._ranges import AbsMax, Range
 from jqz._rounding import HalfEven, Rounding
-from jqz._scheme import Affine, Scheme
+from jqz._scheme import Affine, ScaleGrid, Scheme, power
 
 
 class Codes(abc.ABC):
@@ -20,11 +20,6 @@ class Codes(abc.ABC):
     @abc.abstractmethod
     def bounds(self, bits: typing.Any) -> tuple[typing.Any, typing.Any]:
         """The lowest and the highest code; traced if ``bits`` is."""
-
-
-def power(bits: typing.Any) -> typing.Any:
-    """2 ** bits, exactly, for a Python or a traced integer."""
-    return jnp.ldexp(jnp.float32(1), bits) if isinstance(bits, jax.Array) else 2**bits
 
 
 @typing.final
@@ -45,12 +40,6 @@ class Full(Codes):
     def bounds(self, bits: typing.Any) -> tuple[typing.Any, typing.Any]:
         high = power(bits - 1) - 1
         return -high - 1, high
-
-
-class ScaleGrid(typing.NamedTuple):
-    """One positive step size a block."""
-
-    scale: jax.Array
 
 
 @_scheme.scheme
