@@ -1,6 +1,7 @@
 """What meets a weight in a dot or convolution: which scheme it gets, and its codes."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Iterable, Sequence
 
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 
 from jqz._granularity import Granularity, PerAxis, PerTensor
 from jqz._interpret import Equation
-from jqz._scheme import Chain, Scheme
-from jqz._values import Lazy, Levels, Value
+from jqz._scheme import Chain, Grid, Scheme
+from jqz._values import Activation, Lazy, Levels, Value, decode, is_weight
 
 #: Gives the scheme of what meets the weight at a path, or None to leave it float.
 Inputs = Callable[[str], Scheme | None]
@@ -31,31 +32,70 @@ def input_scheme(scheme: Scheme, shape: tuple[int, ...], contracted: Iterable[in
     return dataclasses.replace(typing.cast(typing.Any, scheme), granularity=granularity)
 
 
-class Meeting(typing.NamedTuple):
-    """An activation and the weight that it meets; ``scheme`` (or None) is the activation's."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A place where an activation meets a weight, with the grid that calibration found for it.
 
-    x: jax.Array
+    ``lengths`` are those of the scans around it, outermost first: the grid has one entry for each step.
+    """
+
+    grid: Grid
+    scheme: Scheme = dataclasses.field(metadata={"static": True})
+    lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Meeting:
+    """An activation and the weight that it meets; ``scheme`` is the activation's, or None to leave it float."""
+
+    eqn: Equation
+    x: Value
     weight: Lazy
-    scheme: Scheme | None
     side: int
+    name: str
+    scheme: Scheme | None
+    grid: Grid = None
 
     def ordered(self, x: typing.Any, weight: typing.Any) -> tuple[typing.Any, typing.Any]:
         """The two in the order of the equation's operands."""
         return (x, weight) if self.side == 0 else (weight, x)
 
+    def rounded(self, form: Callable[[jax.Array, Scheme, Grid], Value]) -> Value:
+        """The activation as ``form(x, scheme, grid)`` rounds it, once for all products that read it."""
+        assert self.scheme is not None
+        if isinstance(self.x, Activation) and self.x.scheme == self.scheme:
+            return self.x.rounded
+        x = decode(self.x)
+        static = self.grid is not None
+        value = form(x, self.scheme, self.grid if static else self.scheme.calibrate(x))
+        if value is not None:
+            kept = Activation(None if static else x, value, self.scheme, self.name)
+            self.eqn.replace(self.side, kept)
+        return value
+
+    def in_float(self) -> jax.Array:
+        """The rounded activation as an array, for a product that finds no integer form."""
+        assert self.scheme is not None
+        coded = self.rounded(code)
+        return decode(coded) if coded is not None else self.scheme.simulate(decode(self.x), self.grid)
+
 
 def meet(eqn: Equation, operands: Sequence[Value], inputs: Inputs) -> Meeting | None:
-    """Tells activation and weight of a dot or convolution apart; None where both are weights."""
-    plain = [side for side, v in enumerate(operands) if not isinstance(v, Lazy)]
-    if len(plain) != 1:
+    """Tells activation and weight of a dot or convolution apart; None where there is not one of each."""
+    weights = [side for side, v in enumerate(operands) if is_weight(v)]
+    if len(weights) != 1:
         return None
-    (side,) = plain
-    x, weight = operands[side], operands[1 - side]
+    x, weight, side = operands[1 - weights[0]], operands[weights[0]], 1 - weights[0]
+    name = eqn.walk.name(weight.path)
+    if math.prod(x.shape) == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        return Meeting(eqn, x, weight, side, name, None)
+    if name in eqn.walk.given:
+        site = eqn.walk.given[name].tree
+        return Meeting(eqn, x, weight, side, name, site.scheme, site.grid)
     scheme = inputs(weight.path)
-    if scheme is not None:
-        usable = x.size > 0 and jnp.issubdtype(x.dtype, jnp.floating)
-        scheme = input_scheme(scheme, x.shape, contracted(eqn, side)) if usable else None
-    return Meeting(x, weight, scheme, side)
+    scheme = None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side))
+    return Meeting(eqn, x, weight, side, name, scheme)
 
 
 def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
@@ -68,13 +108,12 @@ def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
     return tuple(i for i in range(len(dims.lhs_spec)) if i != kept)
 
 
-def code(x: jax.Array, scheme: Scheme, path: str) -> Levels | None:
-    """Codes an activation on the fly, or None where its scheme has no integer levels."""
-    grid = scheme.calibrate(x)
+def code(x: jax.Array, scheme: Scheme, grid: Grid) -> Levels | None:
+    """Codes an activation, or None where its scheme has no integer levels."""
     affine = scheme.affine(grid)
     if affine is None:
         return None
-    return Levels(affine.levels(scheme.encode(x, grid)), affine.scale, affine.zero_point, x.dtype, affine.limit, path)
+    return Levels(affine.levels(scheme.encode(x, grid)), affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
 
 
 def fits_int32(terms: int, a: Levels, b: Levels) -> bool:

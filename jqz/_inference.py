@@ -1,79 +1,100 @@
 """Functions of functions: run unmodified models on codes."""
 
+import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
-from jqz import _paths
-from jqz._interpret import Rules, Walk, interpret, trace
-from jqz._policy import Policy, PolicyLike, resolve
+from jqz import _paths, observers
+from jqz._activations import Site
+from jqz._interpret import Stacked, Walk, interpret, trace
+from jqz._observer import Observer
+from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
 from jqz._scheme import Scheme
+from jqz._sites import Sites, Stats
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Value, Weight, decode
-from jqz.kernels import convolution, dot, gather, simulate, structure
+from jqz.kernels import convolution, dot, gather, simulate, structure, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 
 
-def quantized(fn: Callable[..., typing.Any], *, inputs: Inputs = None) -> Callable[..., typing.Any]:
+def quantized(
+    fn: Callable[..., typing.Any], sites: Sites | None = None, *, inputs: Inputs = None
+) -> Callable[..., typing.Any]:
     """The same function, taking QTensors wherever it took arrays.
 
     ``fn`` is any JAX function: a Linen ``model.apply``, a function that merges an NNX module, plain code. It
     is traced as it stands, and its jaxpr is evaluated on codes; nothing is patched. Put ``jax.jit``
     around the result. Law: ``quantized(fn)(q, x) == fn(dequantize(q), x)`` to float rounding.
 
-    With ``inputs``, what meets a coded weight in a dot or convolution is coded on the fly (dynamic
-    quantization) and the product runs in integers, for every scheme with integer levels of at most 8
-    bits: Symmetric, Asymmetric, PowerOfTwo up to 4 bits, Binary, Ternary, FixedPoint and their chains. A product
-    whose grids do not allow integers runs on decoded values.
+    Activations stay float unless you say otherwise. With ``sites`` (static quantization) what meets a weight is
+    coded on the grid that ``calibrate`` found; with ``inputs`` (dynamic quantization) on a grid measured on the
+    fly. Either way the product runs in integers, for every scheme with integer levels of at most 8 bits:
+    Symmetric, Asymmetric, PowerOfTwo up to 4 bits, Binary, Ternary, FixedPoint and their chains. A product whose
+    grids do not allow integers runs on the same rounded values in float. An activation is coded once, and with
+    static grids its later readers (a residual, say) read the codes as well.
 
     Args:
       fn: a pure function. Arguments that are neither arrays nor QTensors (strings, booleans, Python numbers)
         reach it as they are.
+      sites: grids of the activations, from ``calibrate``.
       inputs: a Scheme for the activations, or rules by the path of the weight they meet: a dict of globs, or
-        a Policy with ``inputs``. None leaves activations float.
+        a Policy with ``inputs``.
 
     Raises:
-      TypeError: ``fn`` is not callable, or ``inputs`` is none of the above.
+      TypeError: ``fn`` is not callable, or ``sites`` or ``inputs`` is none of the above.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> def model(params, x):
     ...     return jnp.tanh(x @ params["kernel"])
-    >>> params = {"kernel": jax.random.normal(jax.random.key(0), (64, 8))}
+    >>> params = {"kernel": jax.random.normal(jax.random.key(0), (64, 8)) / 8}
     >>> qparams = jqz.quantize(params, jqz.Symmetric(bits=8))
     >>> x = jax.random.normal(jax.random.key(1), (4, 64))
     >>> exact = model(jqz.dequantize(qparams), x)
     >>> bool(jnp.allclose(jax.jit(jqz.quantized(model))(qparams, x), exact, atol=1e-5))
     True
-    >>> fast = jax.jit(jqz.quantized(model, inputs=jqz.Symmetric(bits=8)))
-    >>> bool(jnp.allclose(fast(qparams, x), exact, atol=0.2))
+    >>> dynamic = jax.jit(jqz.quantized(model, inputs=jqz.Symmetric(bits=8)))
+    >>> bool(jnp.allclose(dynamic(qparams, x), exact, atol=0.05))
+    True
+    >>> policy = jqz.Policy({"kernel": jqz.Symmetric(bits=8)}, inputs=jqz.Asymmetric(bits=8))
+    >>> sites = jqz.calibrate(jqz.observe(model, policy)(params, x), policy)
+    >>> static = jax.jit(jqz.quantized(model, sites))
+    >>> bool(jnp.allclose(static(qparams, x), exact, atol=0.05))
     True
     """
-    if not callable(fn):
-        raise TypeError(f"quantized: got {fn!r}, wanted a function. Use quantized(model.apply).")
-    rules = _rules(inputs)
+    _check_callable("quantized", fn)
+    given = _given("quantized", sites)
+    rules = {**structure.RULES, **gather.RULES}
+    if inputs is not None or given:
+        at = _input_policy("quantized", {} if inputs is None else inputs).input_at
+        rules.update({**dot.rules(at), **convolution.rules(at)})
 
     @functools.wraps(fn, updated=())
     def on_codes(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, rules)
+        return _walk(fn, args, kwargs, Walk(rules, given))
 
     return on_codes
 
 
-def _rules(inputs: Inputs) -> Rules:
-    if inputs is None:
-        return {**structure.RULES, **gather.RULES}
-    policy = _input_policy("quantized", inputs)
-    return {
-        **structure.RULES,
-        **gather.RULES,
-        **dot.rules(policy.input_at),
-        **convolution.rules(policy.input_at),
-    }
+def _check_callable(who: str, fn: typing.Any) -> None:
+    if not callable(fn):
+        raise TypeError(f"{who}: got {fn!r}, wanted a function. Use {who}(model.apply, ...).")
+
+
+def _given(who: str, sites: Sites | None) -> dict[str, Stacked]:
+    if sites is None:
+        return {}
+    if not isinstance(sites, Mapping) or not all(isinstance(site, Site) for site in sites.values()):
+        raise TypeError(
+            f"{who}: got sites={type(sites).__name__}, wanted what calibrate returns. "
+            "Use sites = calibrate(observe(fn, policy)(variables, batch), policy)."
+        )
+    return {name: Stacked(site, site.lengths) for name, site in sites.items()}
 
 
 def _input_policy(who: str, inputs: Inputs) -> Policy:
@@ -90,10 +111,11 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
     """The same function with weights and activations rounded as deployment will round them, for training.
 
     The result takes ``(variables, sites, *args)``: the leaves of ``variables`` that the policy selects are
-    fake-quantized, and so is what meets them in a dot or convolution, by the policy's ``inputs``. Gradients
-    go straight through. ``sites=None`` measures every activation's range on the fly, as
-    ``quantized(fn, inputs=...)`` does. Law: ``simulated(fn, policy)(p, None, x) ==
-    quantized(fn, inputs=policy)(quantize(p, policy), x)`` to float rounding.
+    fake-quantized, and so is what meets them in a dot or convolution: on the grids of ``sites``, or, with
+    ``sites=None``, by the policy's ``inputs`` on grids measured on the fly. Gradients go straight through.
+
+    Law, to float rounding: ``simulated(fn, policy)(p, sites, x) == quantized(fn, sites)(quantize(p, policy), x)``,
+    and ``simulated(fn, policy)(p, None, x) == quantized(fn, inputs=policy)(quantize(p, policy), x)``.
 
     Args:
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
@@ -101,7 +123,7 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
 
     Raises:
       ValueError: as ``fake_quantize``.
-      TypeError: ``fn`` is not callable, or ``sites`` is not None.
+      TypeError: ``fn`` is not callable, or ``sites`` is not what ``calibrate`` returns.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -113,24 +135,72 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
     >>> bool(jnp.allclose(y, z, atol=1e-5))
     True
     """
-    if not callable(fn):
-        raise TypeError(f"simulated: got {fn!r}, wanted a function. Use simulated(model.apply, policy).")
-    inputs = policy.input_at if isinstance(policy, Policy) else lambda path: None
-    rules = {**structure.RULES, **simulate.rules(inputs)}
+    _check_callable("simulated", fn)
+    rules = {**structure.RULES, **simulate.rules(_inputs_of(policy))}
 
     @functools.wraps(fn, updated=())
-    def in_training(variables: typing.Any, sites: None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        if sites is not None:
-            raise TypeError(f"simulated: got sites={sites!r}, wanted None: ranges are measured on the fly.")
+    def in_training(variables: typing.Any, sites: Sites | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         decisions, treedef = resolve("simulated", policy, variables)
-        rounded = jax.tree.leaves(fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions])))
-        tagged = [v if d.scheme is None else Weight(v, d.path) for v, d in zip(rounded, decisions, strict=True)]
-        return _walk(fn, (treedef.unflatten(tagged), *args), kwargs, rules)
+        rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
+        weights = _tagged(treedef.flatten_up_to(rounded), decisions)
+        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, Walk(rules, _given("simulated", sites)))
 
     return in_training
 
 
-def _walk(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, rules: Rules) -> typing.Any:
+def observe(
+    fn: Callable[..., typing.Any], policy: Policy, observer: Observer = observers.MinMax()
+) -> Callable[..., Stats]:
+    """A function of ``(variables, *args)`` that measures what meets each weight, in the float model.
+
+    Pure and jit-able. Merge the statistics of several batches with ``merge``, then ``calibrate`` them. A site is
+    named by the path of its weight (``path#2`` where a weight is used a second time); a scanned stack of layers
+    has one statistic for each layer.
+
+    Args:
+      fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
+      policy: its rules select the weights, its ``inputs`` the sites to watch.
+      observer: what to measure, one of ``jqz.observers``.
+
+    Raises:
+      TypeError: ``fn`` is not callable, or ``policy`` is not a Policy with ``inputs``.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> def model(params, x):
+    ...     return x @ params["kernel"]
+    >>> policy = jqz.Policy(jqz.Symmetric(), inputs=jqz.Symmetric())
+    >>> stats = jqz.observe(model, policy)({"kernel": jnp.ones((2, 3))}, jnp.array([[1.0, -2.0]]))
+    >>> float(stats["kernel"].observer.low)
+    -2.0
+    """
+    _check_callable("observe", fn)
+    if not isinstance(policy, Policy) or not policy.inputs:
+        raise TypeError(
+            f"observe: got {policy!r}, wanted a Policy with inputs. "
+            'Use Policy({"**/kernel": Symmetric(bits=8)}, inputs=Asymmetric(bits=8)).'
+        )
+    rules = {**structure.RULES, **watch.rules(policy.input_at, lambda path: observer)}
+
+    @functools.wraps(fn, updated=())
+    def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
+        decisions, treedef = resolve("observe", policy, variables)
+        walk = Walk(rules)
+        _walk(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
+        return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
+
+    return watched
+
+
+def _inputs_of(policy: PolicyLike) -> Callable[[str], Scheme | None]:
+    return policy.input_at if isinstance(policy, Policy) else lambda path: None
+
+
+def _tagged(leaves: Sequence[typing.Any], decisions: Sequence[Decision]) -> list[typing.Any]:
+    """Leaves that the policy selects, as weights that a walk follows."""
+    return [v if d.scheme is None else Weight(v, d.path) for v, d in zip(leaves, decisions, strict=True)]
+
+
+def _walk(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
     flat, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=_is_leaf)
     traced = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
 
@@ -142,7 +212,7 @@ def _walk(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, r
         return fn(*args, **kwargs)
 
     jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
-    results = interpret(jaxpr, [_value(*flat[i]) for i in traced], Walk(rules))
+    results = interpret(jaxpr, [_value(*flat[i]) for i in traced], walk)
     return structure_out.unflatten([decode(v) for v in results])
 
 

@@ -13,8 +13,10 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 
-from jqz._values import Lazy, Value, decode
+from jqz import _ste
+from jqz._values import Lazy, Value, Weight, decode, is_weight
 
 Rule = Callable[..., Sequence[Value] | None]
 Rules = Mapping[str, Rule]
@@ -27,6 +29,29 @@ class Stacked:
 
     tree: typing.Any
     lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def merge(self, other: "Stacked") -> "Stacked":
+        """Merges step by step."""
+        merge = lambda a, b: a.merge(b)  # noqa: E731
+        for _ in self.lengths:
+            merge = jax.vmap(merge)
+        return Stacked(merge(self.tree, other.tree), self.lengths)
+
+    def folded(self, length: int) -> "Stacked":
+        """All steps of a scan merged into one, for a place whose weight every step shares."""
+
+        def step(total, one):
+            return total.merge(Stacked(one, self.lengths)), None
+
+        start = jax.tree.map(lambda t: t[0], self.tree)
+        rest = jax.tree.map(lambda t: t[1:], self.tree)
+        return jax.lax.scan(step, Stacked(start, self.lengths), rest, length=length - 1)[0]
+
+    def empty(self) -> "Stacked":
+        """The neutral element of every step."""
+        return Stacked(
+            jax.tree.map(lambda e, t: jnp.broadcast_to(e, t.shape), self.tree.empty(), self.tree), self.lengths
+        )
 
 
 @dataclasses.dataclass
@@ -145,6 +170,23 @@ def _call(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
     return interpret(body, operands, walk)
 
 
+def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
+    """A function with its own derivative keeps it; where a weight passes through, its value is walked."""
+    arrays = [decode(v) for v in operands]
+    if not any(is_weight(v) for v in operands):
+        return _bind(eqn, arrays)
+    # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops the second half
+    return [_with_gradient(v, s) for v, s in zip(_call(eqn, operands, walk), _bind(eqn, arrays), strict=True)]
+
+
+def _with_gradient(value: Value, source: jax.Array) -> Value:
+    if isinstance(value, Weight):
+        return Weight(_ste.straight_through(source, value.value), value.path)
+    if is_weight(value) or not jnp.issubdtype(source.dtype, jnp.floating):
+        return value
+    return _ste.straight_through(source, decode(value))
+
+
 def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
     inner = walk.within()
 
@@ -183,7 +225,14 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
     carry, (stacked, records) = jax.lax.scan(
         body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
-    walk.absorb(inner, {name: Stacked(r.tree, (length, *r.lengths)) for name, r in records.items()})
+    scanned = {v.path for v in operands[n_consts + n_carry :] if is_weight(v)}
+    walk.absorb(
+        inner,
+        {
+            name: Stacked(r.tree, (length, *r.lengths)) if name.split("#")[0] in scanned else r.folded(length)
+            for name, r in records.items()
+        },
+    )
     return [*carry, *stacked]
 
 
@@ -197,7 +246,12 @@ def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], 
     def slices(value: Value) -> bool:  # a packed rank-1 tensor or groups along the scanned axis do not
         return value.ndim >= 2 and all(leaf.shape[0] in (1, length) for leaf in jax.tree.leaves(value))
 
-    flat = [jax.tree.flatten(v if not isinstance(v, Lazy) or slices(v) else decode(v)) for v in values]
+    def sliceable(value: Value) -> Value:
+        if not isinstance(value, Lazy) or slices(value):
+            return value
+        return Weight(value.decode(), value.path) if is_weight(value) and value.ndim >= 2 else value.decode()
+
+    flat = [jax.tree.flatten(sliceable(v)) for v in values]
     scanned = [[leaf for leaf in leaves if leaf.shape[0] == length] for leaves, _ in flat]
 
     def rebuild(sliced: list[list[jax.Array]]) -> list[Value]:
@@ -226,7 +280,7 @@ def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array
     def body(state):
         carry, before = state
         results, records = step(carry)
-        return results, {name: Stacked(before[name].tree.merge(r.tree), r.lengths) for name, r in records.items()}
+        return results, {name: before[name].merge(r) for name, r in records.items()}
 
     carry = [decode(v) for v in operands[n_cond + n_body :]]
     carry, records = jax.lax.while_loop(cond, body, (carry, _empty(jax.eval_shape(step, carry)[1])))
@@ -263,7 +317,7 @@ def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
 
 
 def _empty(records: dict[str, Stacked]) -> dict[str, Stacked]:
-    return {name: Stacked(r.tree.empty(), r.lengths) for name, r in records.items()}
+    return {name: r.empty() for name, r in records.items()}
 
 
 def _arrays(values: Sequence[Value], variables: Sequence[typing.Any]) -> list[jax.Array]:
@@ -279,8 +333,8 @@ _HIGHER_ORDER: dict[str, Callable[..., Sequence[Value]]] = {
     "pjit": _call,
     "closed_call": _call,
     "core_call": _call,
-    "custom_jvp_call": _call,
-    "custom_vjp_call": _call,
+    "custom_jvp_call": _custom,
+    "custom_vjp_call": _custom,
     "checkpoint": _checkpoint,
     "remat2": _checkpoint,
     "scan": _scan,

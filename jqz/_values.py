@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz._qtensor import QTensor
-from jqz._scheme import Chain
+from jqz._scheme import Chain, Scheme, narrow
 
 
 class Lazy(abc.ABC):
@@ -45,10 +45,15 @@ def _static(**kwargs: typing.Any) -> typing.Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
+def is_weight(value: Value) -> bool:
+    """Whether a value is a weight, or was moved from one."""
+    return isinstance(value, Weight | Coded | Levels)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight(Lazy):
-    """A float weight on its way to the dot or convolution that it meets."""
+    """A weight in float, or decoded since its codes could not follow, on its way to what it meets."""
 
     value: jax.Array
     path: str = _static()
@@ -68,10 +73,11 @@ class Weight(Lazy):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coded(Lazy):
-    """A QTensor as it entered."""
+    """A QTensor as it entered, and the dtypes that it was converted to since."""
 
     tensor: QTensor
     path: str = _static()
+    casts: tuple[typing.Any, ...] = _static(default=())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,10 +85,10 @@ class Coded(Lazy):
 
     @property
     def dtype(self) -> typing.Any:
-        return self.tensor.dtype
+        return self.casts[-1] if self.casts else self.tensor.dtype
 
     def decode(self) -> jax.Array:
-        return self.tensor.dequantize()
+        return _cast(self.tensor.dequantize(), self.casts)
 
 
 @jax.tree_util.register_dataclass
@@ -91,19 +97,24 @@ class Levels(Lazy):
     """Integers and what they mean: ``scale * (levels - zero_point)``.
 
     ``scale`` and ``zero_point`` keep the rank of ``levels``; along each axis they have length 1, the
-    full length, or a number of equal groups.
+    full length, or a number of equal groups. The values went through the dtypes ``casts``, each of which
+    rounds them when they are decoded; integer arithmetic needs no such rounding.
     """
 
     levels: jax.Array
     scale: jax.Array
     zero_point: jax.Array | None
-    dtype: typing.Any = _static()
+    casts: tuple[typing.Any, ...] = _static()
     limit: int = _static()
     path: str = _static()
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.levels.shape
+
+    @property
+    def dtype(self) -> typing.Any:
+        return self.casts[-1]
 
     @property
     def grouped_axes(self) -> tuple[int, ...]:
@@ -123,7 +134,47 @@ class Levels(Lazy):
         levels = self.levels.astype(scale.dtype)
         if zero_point is not None:
             levels = levels - zero_point.astype(scale.dtype)
-        return (levels * scale).astype(self.dtype)
+        return _cast(narrow(levels * scale, self.casts[0]), self.casts[1:])
+
+
+def _cast(x: jax.Array, dtypes: tuple[typing.Any, ...]) -> jax.Array:
+    for dtype in dtypes:
+        x = x.astype(dtype)
+    return x
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Activation(Lazy):
+    """An activation that a product has rounded, kept so that it is rounded once.
+
+    ``rounded`` holds its codes, or in simulation the array that they stand for. Readers other than products
+    read ``original`` where there is one, and the rounded values otherwise: with static ranges int8 codes are
+    all that is kept.
+    """
+
+    original: jax.Array | None
+    rounded: Value
+    scheme: Scheme = _static()
+    path: str = _static()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rounded.shape
+
+    @property
+    def dtype(self) -> typing.Any:
+        return self.rounded.dtype
+
+    def decode(self) -> jax.Array:
+        return decode(self.rounded) if self.original is None else self.original
+
+
+def group_length(scheme: Scheme, axis: int, ndim: int) -> int | None:
+    """How many values an entry serves along an axis, if that is split into groups; None if stages disagree."""
+    stages = scheme.stages if isinstance(scheme, Chain) else (scheme,)
+    lengths = {stage.granularity.period(axis, ndim) for stage in stages} - {None}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def as_levels(value: Value) -> Levels | None:
@@ -136,10 +187,8 @@ def as_levels(value: Value) -> Levels | None:
     affine = q.scheme.affine(q.grid)
     if affine is None or affine.scale.ndim != q.ndim:
         return None
-    stages = q.scheme.stages if isinstance(q.scheme, Chain) else (q.scheme,)
     for axis, (s, n) in enumerate(zip(affine.scale.shape, q.shape, strict=True)):
-        periods = {stage.granularity.period(axis, q.ndim) for stage in stages} - {None}
-        if s not in (1, n) and (n % s or periods != {n // s}):
+        if s not in (1, n) and (n % s or group_length(q.scheme, axis, q.ndim) != n // s):
             return None  # an uneven last group, or stages that group differently
     zero_point = None if affine.zero_point is None else jnp.broadcast_to(affine.zero_point, affine.scale.shape)
-    return Levels(affine.levels(q.codes), affine.scale, zero_point, q.dtype, affine.limit, value.path)
+    return Levels(affine.levels(q.codes), affine.scale, zero_point, (q.dtype, *value.casts), affine.limit, value.path)

@@ -19,9 +19,9 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         if met is None or met.scheme is None:
             return None
         weight = as_levels(met.weight) if met.side == 0 else None
-        x = code(met.x, met.scheme, met.weight.path)
+        x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
-            return [eqn.on(*met.ordered(met.scheme.simulate(met.x), met.weight))]
+            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
         return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
 
     return {"conv_general_dilated": convolution}
@@ -66,8 +66,8 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
-    scale = of_batch(x.scale) * of_channels(w.scale)
-    return acc.astype(scale.dtype) * scale
+    dtype = jnp.promote_types(x.scale.dtype, w.scale.dtype)
+    return acc.astype(dtype) * (of_batch(x.scale).astype(dtype) * of_channels(w.scale).astype(dtype))
 
 
 def _terms(w: Levels, summed: tuple[int, ...]) -> int:

@@ -37,13 +37,13 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight, x = as_levels(met.weight), code(met.x, met.scheme, met.weight.path)
+        weight, x = as_levels(met.weight), met.rounded(code)
         result = None
         if weight is not None and x is not None:
             (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
             result = dot_levels(*met.ordered(x, weight), Dims((tuple(lc), tuple(rc)), (tuple(lb), tuple(rb))))
         if result is None:  # the same rounding, in float
-            return [eqn.on(*met.ordered(met.scheme.simulate(met.x), met.weight))]
+            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
         return [result.astype(eqn.avals[0].dtype)]
 
     return {"dot_general": dot}
@@ -121,8 +121,8 @@ def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array:
     if za is not None and zb is not None:
         terms = math.prod(lhs.shape[i] for i in dims.contract[0])
         acc = acc + terms * place(za, 0) * place(zb, 1)
-    scale = place(lhs.scale, 0) * place(rhs.scale, 1)
-    return acc.astype(scale.dtype) * scale
+    dtype = jnp.promote_types(lhs.scale.dtype, rhs.scale.dtype)
+    return acc.astype(dtype) * (place(lhs.scale, 0).astype(dtype) * place(rhs.scale, 1).astype(dtype))
 
 
 def _accumulate(lhs: jax.Array, rhs: jax.Array, dims: Dims) -> jax.Array:

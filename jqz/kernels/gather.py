@@ -7,33 +7,42 @@ import jax
 import jax.numpy as jnp
 
 from jqz._interpret import Equation, Rule
-from jqz._values import Coded, Value
+from jqz._values import Coded, Value, group_length
 
 
 def _gather(eqn: Equation, table: Value, indices: Value) -> Sequence[Value] | None:
     if not isinstance(table, Coded) or not _takes_rows(eqn, table, indices):
         return None
-    q, rows = table.tensor, table.shape[0]
-    at = indices[..., 0]
-    clipped = jnp.clip(at, 0, rows - 1)
+    rows, shared, at = table.shape[0], _shared(table), indices[..., 0]
+    last = min(rows - 1, int(jnp.iinfo(at.dtype).max))  # an int8 index cannot be compared with 299
+    row = jnp.clip(at, 0, last).astype(jnp.int32)
 
     def take(leaf: jax.Array) -> jax.Array:
-        if leaf.shape[0] == rows:
-            return leaf.at[clipped].get(mode="promise_in_bounds")
-        return leaf.reshape((1,) * at.ndim + leaf.shape[1:])
+        if leaf.shape[0] != rows and leaf.shape[0] == 1:
+            return leaf.reshape((1,) * at.ndim + leaf.shape[1:])
+        place = row if leaf.shape[0] == rows else row // shared
+        return jnp.asarray(leaf).at[place].get(mode="promise_in_bounds")
 
-    taken = dataclasses.replace(q, payload=take(q.payload), grid=jax.tree.map(take, q.grid)).dequantize()
+    q = dataclasses.replace(
+        table.tensor, payload=take(table.tensor.payload), grid=jax.tree.map(take, table.tensor.grid)
+    )
+    taken = dataclasses.replace(table, tensor=q).decode()
     if eqn.params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP:
         fill = eqn.params["fill_value"]
-        inside = ((at >= 0) & (at < rows)).reshape(at.shape + (1,) * (taken.ndim - at.ndim))
+        inside = ((at >= 0) & (at <= last)).reshape(at.shape + (1,) * (taken.ndim - at.ndim))
         taken = jnp.where(inside, taken, jnp.asarray(jnp.nan if fill is None else fill, taken.dtype))
     return [taken]
+
+
+def _shared(table: Coded) -> int:
+    """How many rows share an entry of a grid that has neither one entry nor one a row."""
+    return group_length(table.tensor.scheme, 0, table.ndim) or 1
 
 
 def _takes_rows(eqn: Equation, table: Coded, indices: Value) -> bool:
     """Whether whole entries of the leading axis are taken, in the order numpy's ``table[indices]`` gives them."""
     dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    batch = indices.ndim - 1
+    batch, rows, shared = indices.ndim - 1, table.shape[0], _shared(table)
     return (
         table.ndim >= 2
         and tuple(dims.start_index_map) == (0,)
@@ -41,7 +50,7 @@ def _takes_rows(eqn: Equation, table: Coded, indices: Value) -> bool:
         and not getattr(dims, "operand_batching_dims", ())
         and tuple(dims.offset_dims) == tuple(range(batch, batch + table.ndim - 1))
         and tuple(sizes) == (1, *table.shape[1:])
-        and all(leaf.shape[0] in (1, table.shape[0]) for leaf in jax.tree.leaves(table.tensor.grid))
+        and all(leaf.shape[0] in (1, rows, -(-rows // shared)) for leaf in jax.tree.leaves(table.tensor.grid))
     )
 
 

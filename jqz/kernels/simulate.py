@@ -18,7 +18,7 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         met = meet(eqn, operands, inputs)
         if met is None:
             return None
-        x = met.x if met.scheme is None else met.scheme.simulate(met.x)
+        x = decode(met.x) if met.scheme is None else met.rounded(lambda x, scheme, grid: scheme.simulate(x, grid))
         return [_ste.bilinear(eqn.on, *met.ordered(x, decode(met.weight)))]
 
     return {"dot_general": product, "conv_general_dilated": product}

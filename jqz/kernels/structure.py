@@ -1,7 +1,11 @@
-"""Primitives that only move values: codes move, and stay codes."""
+"""Primitives that only move values: codes move, and stay codes.
 
+Where a grid cannot follow, the weight moves decoded. It keeps its path either way, so what meets it
+later is treated alike for every scheme, and in training as in inference.
+"""
+
+import dataclasses
 import math
-import typing
 from collections.abc import Callable, Sequence
 
 import jax
@@ -9,45 +13,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._interpret import Equation, Rule
-from jqz._values import Lazy, Levels, Value, Weight, as_levels
+from jqz._values import Coded, Lazy, Levels, Value, Weight, as_levels, is_weight
 
 Move = Callable[[jax.Array], jax.Array]
 
 
-def _move(value: Value, levels: Move, grid: Move) -> list[Value] | None:
-    """Moves a weight, or its levels and its grid; declines where it has no integer levels."""
-    if isinstance(value, Weight):
-        return [Weight(levels(value.value), value.path)]
-    coded = as_levels(value)
-    if coded is None:
+def _move(value: Lazy, move: Move, grid_move: Callable[[Levels], Move | None]) -> list[Value] | None:
+    """Moves levels, and their grid as ``grid_move`` says; None, or no levels at all, moves decoded values."""
+    if not is_weight(value):
         return None
+    coded = as_levels(value)
+    grid = None if coded is None else grid_move(coded)
+    if coded is None or grid is None:
+        return [Weight(move(value.decode()), value.path)]
     zero_point = None if coded.zero_point is None else grid(coded.zero_point)
-    return [Levels(levels(coded.levels), grid(coded.scale), zero_point, coded.dtype, coded.limit, coded.path)]
+    return [dataclasses.replace(coded, levels=move(coded.levels), scale=grid(coded.scale), zero_point=zero_point)]
 
 
-def _ungrouped(value: Value, axes: typing.Iterable[int] | None = None) -> bool:
-    """Whether the grid has length 1 or the full length along these axes (all of them if left out)."""
-    if isinstance(value, Weight):
-        return True
-    coded = as_levels(value)
-    return coded is not None and not (set(coded.grouped_axes) & set(range(coded.ndim) if axes is None else axes))
-
-
-def _convert(eqn: Equation, value: Value) -> Sequence[Value] | None:
+def _convert(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
     dtype = eqn.params["new_dtype"]
-    if not jnp.issubdtype(dtype, jnp.floating):
+    if not is_weight(value) or not jnp.issubdtype(dtype, jnp.floating):
         return None
-    if isinstance(value, Weight):
-        return [Weight(eqn.on(value), value.path)]
-    # a narrower type rounds what was decoded, which codes cannot show
-    if jnp.finfo(dtype).nmant < jnp.finfo(value.dtype).nmant:
-        return None
-    if isinstance(value, Levels):
-        return [Levels(value.levels, value.scale, value.zero_point, dtype, value.limit, value.path)]
-    return None if value.dtype != dtype else [value]
+    if isinstance(value, Coded | Levels):
+        return [value if dtype == value.dtype else dataclasses.replace(value, casts=(*value.casts, dtype))]
+    return [Weight(eqn.on(value), value.path)]
 
 
-def _pass(eqn: Equation, value: Value) -> Sequence[Value]:
+def _pass(eqn: Equation, value: Lazy) -> Sequence[Value]:
     return [Weight(eqn.on(value), value.path) if isinstance(value, Weight) else value]
 
 
@@ -61,34 +53,42 @@ def _barrier(eqn: Equation, *values: Value) -> Sequence[Value]:
     return out
 
 
-def _transpose(eqn: Equation, value: Value) -> Sequence[Value] | None:
-    order = eqn.params["permutation"]
-    return _move(value, lambda a: jnp.transpose(a, order), lambda g: jnp.transpose(g, order))
+def _transpose(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
+    def move(a: jax.Array) -> jax.Array:
+        return jnp.transpose(a, eqn.params["permutation"])
+
+    return _move(value, move, lambda coded: move)
 
 
-def _squeeze(eqn: Equation, value: Value) -> Sequence[Value] | None:
-    axes = eqn.params["dimensions"]
-    return _move(value, lambda a: jax.lax.squeeze(a, axes), lambda g: jax.lax.squeeze(g, axes))
+def _squeeze(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
+    def move(a: jax.Array) -> jax.Array:
+        return jax.lax.squeeze(a, eqn.params["dimensions"])
+
+    return _move(value, move, lambda coded: move)
 
 
-def _reshape(eqn: Equation, value: Value) -> Sequence[Value] | None:
-    sizes = tuple(eqn.params["new_sizes"])
-    if eqn.params.get("dimensions") is not None:
-        return None
-    if isinstance(value, Weight):
-        return _move(value, lambda a: a.reshape(sizes), lambda g: g)
-    coded = as_levels(value)
-    if coded is None or coded.grouped_axes:
-        return None
-    shape = _reshaped_grid(coded.shape, sizes, coded.scale.shape)
-    return None if shape is None else _move(coded, lambda a: a.reshape(sizes), lambda g: g.reshape(shape))
+def _reverse(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
+    def move(a: jax.Array) -> jax.Array:
+        return jax.lax.rev(a, eqn.params["dimensions"])
+
+    return _move(value, move, lambda coded: move)  # equal groups swap places whole
+
+
+def _reshape(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
+    sizes, order = tuple(eqn.params["new_sizes"]), eqn.params.get("dimensions")
+
+    def grid(coded: Levels) -> Move | None:
+        shape = None if order is not None else _reshaped_grid(coded.shape, sizes, coded.scale.shape)
+        return None if shape is None else lambda g: g.reshape(shape)
+
+    return _move(value, lambda a: jax.lax.reshape(a, sizes, order), grid)
 
 
 def _reshaped_grid(old: tuple[int, ...], new: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The grid's shape after a reshape, or None where its entries would no longer line up with axes.
+    """The grid's shape after a reshape, or None where its entries would no longer be equal parts of axes.
 
-    Axes are matched in shortest runs of equal product; inside a run the grid must be shared by all
-    values, or have an entry for each.
+    Axes are matched in shortest runs of equal product. In a run the entries must serve equal parts of the
+    values in order, and the new axes must divide, or be divided by, such a part.
     """
     if 0 in old:
         return None
@@ -102,19 +102,45 @@ def _reshaped_grid(old: tuple[int, ...], new: tuple[int, ...], grid: tuple[int, 
                 a, i = a * old[i], i + 1
             else:
                 b, j = b * new[j], j + 1
-        if math.prod(grid[i0:i]) == 1:
-            out += [1] * (j - j0)
-        elif grid[i0:i] == old[i0:i]:
-            out += new[j0:j]
-        else:
+        part = _part(old[i0:i], grid[i0:i])
+        entries = None if part is None else _entries(new[j0:j], part)
+        if entries is None:
             return None
+        out += entries
     return tuple(out)
 
 
-def _broadcast(eqn: Equation, value: Value) -> Sequence[Value] | None:
+def _part(shape: tuple[int, ...], grid: tuple[int, ...]) -> int | None:
+    """How many consecutive values share an entry, or None where those that share one are not consecutive."""
+    part, whole = 1, True  # whether an entry spans all the axes to the right
+    for n, entries in zip(reversed(shape), reversed(grid), strict=True):
+        if n == 1:
+            continue
+        if not whole and entries != n:
+            return None
+        if whole:
+            part *= n // entries
+            whole = entries == 1
+    return part
+
+
+def _entries(shape: tuple[int, ...], part: int) -> list[int] | None:
+    """Entries along each axis where every ``part`` consecutive values share one."""
+    out: list[int] = []
+    for n in reversed(shape):
+        if part % n == 0:
+            out.append(1)
+            part //= n
+        elif n % part == 0:
+            out.append(n // part)
+            part = 1
+        else:
+            return None
+    return out[::-1]
+
+
+def _broadcast(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
     shape, axes = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    if isinstance(value, Weight) or not _ungrouped(value):
-        return None
 
     def grid(g: jax.Array) -> jax.Array:
         wide = [1] * len(shape)
@@ -122,48 +148,51 @@ def _broadcast(eqn: Equation, value: Value) -> Sequence[Value] | None:
             wide[axis] = n
         return g.reshape(wide)
 
-    return _move(value, lambda a: jax.lax.broadcast_in_dim(a, shape, axes), grid)
+    return _move(value, lambda a: jax.lax.broadcast_in_dim(a, shape, axes), lambda coded: grid)
 
 
-def _slice(eqn: Equation, value: Value) -> Sequence[Value] | None:
-    start, limit, strides = (eqn.params[k] for k in ("start_indices", "limit_indices", "strides"))
-    if not _ungrouped(value):
-        return None
+def _slice(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
+    start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
+    strides = eqn.params["strides"] or (1,) * len(start)
 
-    def cut(a: jax.Array, full: tuple[int, ...]) -> jax.Array:
-        keep = [n == m for n, m in zip(a.shape, full, strict=True)]
-        return jax.lax.slice(
-            a,
-            [s if k else 0 for s, k in zip(start, keep, strict=True)],
-            [e if k else 1 for e, k in zip(limit, keep, strict=True)],
-            None if strides is None else [t if k else 1 for t, k in zip(strides, keep, strict=True)],
-        )
+    def grid(coded: Levels) -> Move | None:
+        cuts = list(map(_cut_grid, coded.shape, coded.scale.shape, start, limit, strides))
+        return None if None in cuts else lambda g: jax.lax.slice(g, *zip(*cuts, strict=True)) if cuts else g
 
-    return _move(value, lambda a: cut(a, value.shape), lambda g: cut(g, value.shape))
+    return _move(value, lambda a: jax.lax.slice(a, start, limit, strides), grid)
+
+
+def _cut_grid(n: int, entries: int, start: int, limit: int, stride: int) -> tuple[int, int, int] | None:
+    """Where to cut an axis of a grid if values are cut so; None where groups would become unequal."""
+    if entries == 1 or start == limit:
+        return 0, 1, 1
+    part = n // entries
+    first, last = start // part, (limit - 1) // part
+    if part == 1:
+        return start, limit, stride
+    if first == last:
+        return first, first + 1, 1
+    aligned = stride == 1 and start % part == 0 and limit % part == 0
+    return (first, last + 1, 1) if aligned else None
 
 
 def _dynamic_slice(eqn: Equation, value: Value, *starts: Value) -> Sequence[Value] | None:
     sizes = eqn.params["slice_sizes"]
-    if not isinstance(value, Lazy) or any(isinstance(s, Lazy) for s in starts) or not _ungrouped(value):
+    if not isinstance(value, Lazy) or any(isinstance(s, Lazy) for s in starts):
         return None
 
-    def cut(a: jax.Array, full: tuple[int, ...]) -> jax.Array:
-        keep = [n == m for n, m in zip(a.shape, full, strict=True)]
-        zero = np.zeros((), np.int32)
-        return jax.lax.dynamic_slice(
-            a,
-            [s if k else zero.astype(jnp.result_type(s)) for s, k in zip(starts, keep, strict=True)],
-            [n if k else 1 for n, k in zip(sizes, keep, strict=True)],
-        )
+    def grid(coded: Levels) -> Move | None:
+        cut = []
+        for n, entries, start, size in zip(coded.shape, coded.scale.shape, starts, sizes, strict=True):
+            if entries == 1 or size == n:
+                cut.append((np.zeros((), jnp.result_type(start)), entries))
+            elif entries == n:
+                cut.append((start, size))
+            else:
+                return None
+        return lambda g: jax.lax.dynamic_slice(g, *zip(*cut, strict=True)) if cut else g
 
-    return _move(value, lambda a: cut(a, value.shape), lambda g: cut(g, value.shape))
-
-
-def _reverse(eqn: Equation, value: Value) -> Sequence[Value] | None:
-    axes = eqn.params["dimensions"]
-    if not _ungrouped(value, axes):
-        return None
-    return _move(value, lambda a: jax.lax.rev(a, axes), lambda g: jax.lax.rev(g, axes))
+    return _move(value, lambda a: jax.lax.dynamic_slice(a, starts, sizes), grid)
 
 
 RULES: dict[str, Rule] = {

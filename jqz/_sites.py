@@ -1,0 +1,105 @@
+"""From statistics of activations to the grids of static inference."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+
+import jax
+
+from jqz import _paths
+from jqz._activations import Site
+from jqz._interpret import Stacked
+from jqz._observer import Observer, covering
+from jqz._policy import Policy
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What was observed at a site: a statistic of arrays of rank ``ndim``, one for each step of the scans around it."""
+
+    observer: Observer
+    ndim: int = dataclasses.field(metadata={"static": True})
+    lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    def merge(self, other: "Seen") -> "Seen":
+        merged = Stacked(self.observer, self.lengths).merge(Stacked(other.observer, other.lengths))
+        return dataclasses.replace(self, observer=merged.tree)
+
+    def empty(self) -> "Seen":
+        return dataclasses.replace(self, observer=self.observer.empty())
+
+
+Stats = dict[str, Seen]
+Sites = dict[str, Site]
+
+
+def merge(a: Stats, b: Stats) -> Stats:
+    """The statistics of two batches as one; associative, and commutative where the observer is.
+
+    A site that only one of them has seen is kept.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> def model(params, x):
+    ...     return x @ params["kernel"]
+    >>> policy, params = jqz.Policy(jqz.Symmetric(), inputs=jqz.Symmetric()), {"kernel": jnp.ones((2, 3))}
+    >>> watch = jqz.observe(model, policy)
+    >>> both = jqz.merge(watch(params, jnp.ones((1, 2))), watch(params, -3 * jnp.ones((1, 2))))
+    >>> float(both["kernel"].observer.low), float(both["kernel"].observer.high)
+    (-3.0, 1.0)
+    """
+    return {
+        name: a[name].merge(b[name]) if name in a and name in b else (a.get(name) or b[name]) for name in {**a, **b}
+    }
+
+
+def calibrate(stats: Stats, policy: Policy) -> Sites:
+    """The grid of every observed site, by the scheme that the policy's ``inputs`` give its path.
+
+    Args:
+      stats: from ``observe``, of one batch or merged over many.
+      policy: the Policy that ``observe`` was given.
+
+    Returns:
+      A dict from site name to ``Site(grid, scheme)``, a pytree for ``quantized`` and ``simulated``. Sites of a
+      scanned stack have one grid for each layer.
+
+    Raises:
+      ValueError: the statistics are empty, or a site saw no finite values.
+      TypeError: ``policy`` is not a Policy with ``inputs``.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> def model(params, x):
+    ...     return x @ params["kernel"]
+    >>> policy = jqz.Policy(jqz.Symmetric(), inputs=jqz.Symmetric(bits=8))
+    >>> stats = jqz.observe(model, policy)({"kernel": jnp.ones((2, 3))}, jnp.array([[1.27, -0.5]]))
+    >>> bool(jnp.isclose(jqz.calibrate(stats, policy)["kernel"].grid.scale, 0.01).all())
+    True
+    """
+    if not isinstance(policy, Policy) or not policy.inputs:
+        raise TypeError(
+            f"calibrate: got {policy!r}, wanted a Policy with inputs. "
+            'Use Policy({"**/kernel": Symmetric(bits=8)}, inputs=Asymmetric(bits=8)).'
+        )
+    if not isinstance(stats, Mapping) or not stats:
+        raise ValueError(
+            "calibrate: got no statistics. Use stats = observe(fn, policy)(variables, batch), with a policy whose "
+            "rules and inputs match the weights that meet activations."
+        )
+    sites = {}
+    for name, seen in stats.items():
+        scheme = policy.input_at(name.split("#")[0])
+        if scheme is None:
+            near = _paths.nearest(name, [glob for glob, _ in policy.inputs])
+            raise ValueError(f"calibrate: the policy's inputs give {name!r} no scheme; its rules are {near}.")
+        sites[name] = Site(_grid(seen, scheme), covering(scheme), seen.lengths)
+    return sites
+
+
+def _grid(seen: Seen, scheme: typing.Any) -> typing.Any:
+    def grid(observer: Observer) -> typing.Any:
+        return observer.grid(scheme, seen.ndim)
+
+    for _ in seen.lengths:
+        grid = jax.vmap(grid)
+    return grid(seen.observer)
