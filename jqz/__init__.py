@@ -7,16 +7,18 @@ straight-through training, and ``quantized`` runs an unmodified function on code
 from jqz import _ranges as ranges
 from jqz import _rounding as rounding
 from jqz import _ste as ste
-from jqz import nnabla, schemes
+from jqz import nnabla, observers, schemes
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
-from jqz._inference import quantized, simulated
+from jqz._inference import observe, quantized, simulated
 from jqz._policy import Policy
 from jqz._qtensor import QTensor
 from jqz._scheme import Affine, Identity, Scheme, chain
+from jqz._sites import calibrate, merge
 from jqz._transform import bits_per_weight, dequantize, fake_quantize, quantize, size_bytes
-from jqz.schemes import Asymmetric, Binary, FixedPoint, Symmetric, Ternary
+from jqz.schemes import AdditivePowerOfTwo, Asymmetric, Binary, FixedPoint, PowerOfTwo, Symmetric, Ternary
 
 __all__ = [
+    "AdditivePowerOfTwo",
     "Affine",
     "Asymmetric",
     "Binary",
@@ -28,15 +30,20 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "Policy",
+    "PowerOfTwo",
     "QTensor",
     "Scheme",
     "Symmetric",
     "Ternary",
     "bits_per_weight",
+    "calibrate",
     "chain",
     "dequantize",
     "fake_quantize",
+    "merge",
     "nnabla",
+    "observe",
+    "observers",
     "quantize",
     "quantized",
     "ranges",
