@@ -299,10 +299,16 @@ EXEMPT: dict[typing.Any, list[tuple[tuple[type, ...], str]]] = {
         (named("Geometric"), "rounds the exponent"),
     ],
     odd: [((rounding.Floor,), "rounds down"), ((rounding.Stochastic,), CHANCE)],
-    scale_equivariant: [((ranges.Given, *named("GivenStep", "UnitScale")), "the grid is given")],
+    scale_equivariant: [
+        ((ranges.Given, *named("GivenStep", "UnitScale", "GivenTop")), "the grid is given"),
+        (named("NNabla"), "where zero is no level, it becomes the least number"),
+    ],
     vmap_stacks: [((rounding.Stochastic,), CHANCE)],
     blocks_stand_alone: [((rounding.Stochastic,), CHANCE)],
-    narrow_computes_wide: [((rounding.Stochastic,), "each leaf has a key of its own")],
+    narrow_computes_wide: [
+        ((rounding.Stochastic,), "each leaf has a key of its own"),
+        (named("PowerOfTwo"), "float16 holds no power beyond 2**15, to which 65504 would go"),
+    ],
 }
 
 
