@@ -104,13 +104,9 @@ class Ternary(Scheme):
             typical, threshold = self.threshold.choose(blocks, axes)
             # about scale 1, one half is where nearest rounding turns to zero
             threshold = jnp.where(typical < _scheme.TINY, 0.5, threshold).astype(blocks.dtype)
-            above = jnp.abs(blocks) > threshold
-            scale = jnp.where(
-                jnp.any(above, axis=axes, keepdims=True),
-                _scheme.mean_magnitude(blocks, axes, above),
-                2 * threshold,  # NaN where the threshold is
-            )
-            return TernaryGrid(scale, threshold)
+            scale = _scheme.mean_magnitude(blocks, axes, jnp.abs(blocks) > threshold)
+            # NaN where nothing lies above, and where the values hold NaN: then the threshold is NaN as well
+            return TernaryGrid(jnp.where(jnp.isnan(scale), 2 * threshold, scale), threshold)
 
         return self.granularity.reduce(grid, x.astype(_scheme.work_dtype(x)))
 
