@@ -44,15 +44,14 @@ class HalfEven(Rounding):
 class HalfAway(Rounding):
     """To the nearest integer, ties away from zero.
 
-    ``floor(abs(x) + 0.5)`` would send 0.49999997 to 1; comparing the exact remainder does not.
+    ``floor(abs(x) + 0.5)`` would send 0.49999997 to 1; this does not.
 
     >>> HalfAway()(jnp.array([0.5, 1.5, -0.5, 0.49999997])).tolist()
     [1.0, 2.0, -1.0, 0.0]
     """
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        whole = jnp.trunc(x)
-        return whole + jnp.sign(x) * (jnp.abs(x - whole) >= 0.5).astype(x.dtype)
+        return jax.lax.round(x, jax.lax.RoundingMethod.AWAY_FROM_ZERO)
 
 
 @typing.final

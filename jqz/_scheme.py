@@ -70,6 +70,9 @@ class Scheme(abc.ABC):
     #: The grid is not finite where a value is not, so finiteness needs no pass of its own.
     propagates: typing.ClassVar[bool] = False
 
+    #: A grid that ``calibrate`` chose may leave some of the values outside, where gradients stop.
+    clips: bool = True
+
     #: Codes are numbers in proportion to values, so a chain may hand fractions to ``decode``.
     linear: typing.ClassVar[bool] = False
 
@@ -108,7 +111,9 @@ class Scheme(abc.ABC):
         fixed = jax.lax.stop_gradient(self.calibrate(x) if grid is None else grid)
         still = jax.lax.stop_gradient(x)
         value = narrow(self.decode(self.encode(still, fixed), fixed), x.dtype)
-        slope = self.slope(still.astype(work_dtype(x)), fixed)
+        value = jnp.where(jnp.isnan(x), x, value)  # codes cannot hold it, and a diverging run must show
+        own = grid is None and not self.clips
+        slope = None if own else self.slope(still.astype(work_dtype(x)), fixed)
         return _ste.straight_through(x, value, None if slope is None else slope.astype(x.dtype))
 
     def with_key(self, key: jax.Array) -> "Scheme":
@@ -273,6 +278,10 @@ class Chain(Scheme):
     def linear(self) -> bool:  # type: ignore[override]
         return all(stage.linear for stage in self.stages)
 
+    @property
+    def clips(self) -> bool:  # type: ignore[override]
+        return any(stage.clips for stage in self.stages)
+
     def __repr__(self) -> str:
         return " >> ".join(map(repr, self.stages))
 
@@ -316,7 +325,7 @@ class Chain(Scheme):
     def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
         dtype, total = x.dtype, None
         for stage, part in zip(self.stages, grid, strict=True):
-            own = stage.slope(x, part)
+            own = stage.slope(x, part) if stage.clips else None
             total = own if total is None else total if own is None else total * own
             x = stage.encode(x, part).astype(dtype)
         return total

@@ -223,9 +223,11 @@ class Asymmetric(Scheme):
             return None
         return Affine(grid.scale, grid.zero_point, lambda codes: codes, power(self.bits - 1))
 
+    @property
+    def clips(self) -> bool:  # type: ignore[override]
+        return not isinstance(self.range, MinMax | AbsMax)
+
     def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
-        if isinstance(self.range, MinMax | AbsMax):
-            return None  # nothing clips
         extent = self._extent(grid.scale.dtype)
         ends = [jnp.full_like(grid.scale, extent.bottom), jnp.full_like(grid.scale, extent.bottom + extent.steps)]
         low, high = (self.granularity.expand(self.anchor.decode(end, grid, extent), x.shape) for end in ends)

@@ -159,9 +159,11 @@ class FixedPoint(Scheme):
             return Affine(grid.scale, shift, lambda codes: (codes.astype(jnp.int16) - 128).astype(jnp.int8), 128)
         return Affine(grid.scale, None, lambda codes: codes.astype(jnp.int8), self.sign.bounds(self.bits)[1])
 
+    @property
+    def clips(self) -> bool:  # type: ignore[override]
+        return not (isinstance(self.step, Dynamic) and isinstance(self.sign, Signed))
+
     def slope(self, x: jax.Array, grid: ScaleGrid) -> jax.Array | None:
-        if isinstance(self.step, Dynamic) and isinstance(self.sign, Signed):
-            return None  # nothing clips
         scale = self.granularity.expand(grid.scale, x.shape)
         low, high = (jnp.asarray(bound, scale.dtype) for bound in self.sign.bounds(self.bits))
         return ((x >= low * scale) & (x <= high * scale)).astype(x.dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jqz import _scheme
 from jqz._granularity import Granularity, PerTensor
-from jqz._ranges import AbsMax, Range
+from jqz._ranges import AbsMax, MinMax, Range
 from jqz._rounding import HalfEven, Rounding
 from jqz._scheme import Affine, ScaleGrid, Scheme, power
 
@@ -102,7 +102,7 @@ class Symmetric(Scheme):
 
     def _round(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         low, high = self.codes.bounds(self.bits)
-        return jnp.clip(self.rounding(x / scale), low, high)
+        return jnp.clip(self.rounding(_scheme.quotient(x, scale)), low, high)
 
     def encode(self, x: jax.Array, grid: ScaleGrid) -> jax.Array:
         scale = self.granularity.expand(grid.scale, x.shape)
@@ -117,9 +117,11 @@ class Symmetric(Scheme):
             return None
         return Affine(grid.scale, None, lambda codes: codes, -self.codes.bounds(self.bits)[0])
 
+    @property
+    def clips(self) -> bool:  # type: ignore[override]
+        return not (isinstance(self.range, AbsMax | MinMax) and isinstance(self.codes, Narrow))
+
     def slope(self, x: jax.Array, grid: ScaleGrid) -> jax.Array | None:
-        if isinstance(self.range, AbsMax) and isinstance(self.codes, Narrow):
-            return None  # nothing clips
         scale = self.granularity.expand(grid.scale, x.shape)
         low, high = self.codes.bounds(self.bits)
         return ((x >= low * scale) & (x <= high * scale)).astype(x.dtype)
