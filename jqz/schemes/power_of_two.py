@@ -103,8 +103,8 @@ class RealScale(PowerScale):
     """A real number a block: the largest level is the magnitude that ``range`` finds.
 
     The error of a grid of powers repeats with every octave that its top moves by, and clipping pays at
-    few bits; ``MSE`` searches both, from the largest magnitude down to a fifth of it. On Gaussian weights
-    that gains 2.7 dB at 3 bits and 6.5 dB at 2 over a power of two from the data.
+    few bits; ``MSE`` searches both, from the largest magnitude down. On Gaussian weights that gains
+    2.7 dB at 3 bits and 6.5 dB at 2 over a power of two from the data.
     """
 
     range: Range = MSE()
