@@ -146,6 +146,24 @@ def sign(x: jax.Array, estimator: Estimator = Clipped(), zero_to: float = 1.0) -
     return straight_through(x, value, estimator.slope(x))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def refuse_gradient(x: jax.Array, message: str) -> jax.Array:
+    """Returns ``x``; raises TypeError where a derivative is taken through it.
+
+    Integers carry no gradient, so a loss on codes would silently train the grid alone.
+
+    >>> refuse_gradient(jnp.float32(2), "codes have no gradient").item()
+    2.0
+    """
+    del message
+    return x
+
+
+@refuse_gradient.defjvp
+def _refuse_gradient_jvp(message, primals, tangents):
+    raise TypeError(message)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def bilinear(fn: Callable[[jax.Array, jax.Array], jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
     """``fn(a, b)``, linear in each argument, with a backward pass that XLA compiles well.

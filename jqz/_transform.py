@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jqz import _qtensor
+from jqz import _qtensor, _ste
 from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._scheme import Scheme
@@ -51,6 +51,12 @@ def _check_static(who: str, decision: Decision) -> None:
         ) from error
 
 
+_NO_GRADIENT = (
+    "quantize: integer codes have no gradient. Use fake_quantize(params, policy) in a loss, "
+    "or quantize(jax.lax.stop_gradient(params), policy)."
+)
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _quantize_leaves(leaves, schemes: tuple[Scheme, ...], paths: tuple[str, ...], key):
     """All leaves in one program: XLA runs them back to back, without a dispatch each."""
@@ -58,7 +64,7 @@ def _quantize_leaves(leaves, schemes: tuple[Scheme, ...], paths: tuple[str, ...]
     for i, (leaf, scheme, path) in enumerate(zip(leaves, schemes, paths, strict=True)):
         with _at("quantize", path, leaf):
             keyed = scheme if key is None else scheme.with_key(jax.random.fold_in(key, i))
-            q = _qtensor.encode(leaf, keyed)
+            q = _qtensor.encode(_ste.refuse_gradient(leaf, _NO_GRADIENT), keyed)
         out.append(QTensor(q.payload, q.grid, scheme, q.dtype, q.length))
         finite.append(_finite(leaf, q))
     return out, finite

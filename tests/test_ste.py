@@ -111,6 +111,16 @@ def test_straight_through_under_transformations():
     assert half.dtype == jnp.bfloat16
 
 
+def test_refuse_gradient():
+    x = jnp.ones(3)
+    np.testing.assert_array_equal(jax.jit(jax.vmap(lambda x: ste.refuse_gradient(x, "no")))(x), x)
+    still = jax.grad(lambda x: (x * ste.refuse_gradient(jax.lax.stop_gradient(x), "no")).sum())(x)
+    np.testing.assert_array_equal(still, x)
+    for derivative in (jax.grad, lambda f: lambda x: jax.jvp(f, (x,), (x,)), lambda f: jax.jit(jax.grad(f))):
+        with pytest.raises(TypeError, match="because"):
+            derivative(lambda x: ste.refuse_gradient(x, "because").sum())(x)
+
+
 def test_bilinear_has_the_gradients_of_its_function():
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((3, 4), (4, 5)))
