@@ -8,26 +8,46 @@ from jqz import _ranges as ranges
 from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
+from jqz._convert import Net, convert
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
 from jqz._inference import observe, quantized, simulated
+from jqz._input_groups import PerInputGroup
 from jqz._policy import Policy
 from jqz._qtensor import QTensor
 from jqz._scheme import Affine, Identity, Scheme, chain
 from jqz._sites import calibrate, merge
 from jqz._transform import bits_per_weight, dequantize, fake_quantize, quantize, size_bytes
-from jqz.schemes import AdditivePowerOfTwo, Asymmetric, Binary, FixedPoint, PowerOfTwo, Symmetric, Ternary
+from jqz.schemes import (
+    AdditivePowerOfTwo,
+    Asymmetric,
+    Binary,
+    BlockFloat,
+    Codebook,
+    FixedPoint,
+    Float,
+    NormalFloat,
+    PowerOfTwo,
+    Symmetric,
+    Ternary,
+)
 
 __all__ = [
     "AdditivePowerOfTwo",
     "Affine",
     "Asymmetric",
     "Binary",
+    "BlockFloat",
+    "Codebook",
     "FixedPoint",
+    "Float",
     "Granularity",
     "Identity",
+    "Net",
+    "NormalFloat",
     "PerAxis",
     "PerBlock",
     "PerGroup",
+    "PerInputGroup",
     "PerTensor",
     "Policy",
     "PowerOfTwo",
@@ -38,6 +58,7 @@ __all__ = [
     "bits_per_weight",
     "calibrate",
     "chain",
+    "convert",
     "dequantize",
     "fake_quantize",
     "merge",

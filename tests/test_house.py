@@ -29,11 +29,13 @@ FLOORS = (
     ("_interpret",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations"),
+    ("_sites",),
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
     ("_inference", "algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
+    ("_convert",),
     # 6: the command
     ("demo",),
     ("cli",),

@@ -1,0 +1,101 @@
+"""From a float model and a few batches to a quantized model, in one call."""
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Callable, Iterable
+
+import jax
+
+from jqz import _sites, observers
+from jqz._inference import observe, quantized
+from jqz._observer import Observer
+from jqz._policy import Policy
+from jqz._sites import Sites, Stats
+from jqz._transform import quantize, size_bytes
+
+Options = tuple[tuple[str, typing.Any], ...]
+
+
+@typing.final
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Net:
+    """A quantized model: codes, activation grids and the function they belong to; a pytree with a compiled call.
+
+    Make one with ``convert``. ``net(x)`` equals ``quantized(net.fn, net.sites)(net.qparams, x)`` under jit.
+    """
+
+    qparams: typing.Any
+    sites: Sites
+    fn: Callable[..., typing.Any] = dataclasses.field(metadata={"static": True})
+    options: Options = dataclasses.field(default=(), metadata={"static": True})
+
+    def __call__(self, *args: typing.Any) -> typing.Any:
+        """Runs the model on codes; ``args`` follow the variables in the float function."""
+        return _compiled(self.fn, self.options)(self.qparams, self.sites, *args)
+
+    def __repr__(self) -> str:
+        return f"Net({len(self.sites)} sites, {size_bytes(self.qparams)} bytes)"
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(fn: Callable[..., typing.Any], options: Options) -> Callable[..., typing.Any]:
+    def run(qparams: typing.Any, sites: Sites, *args: typing.Any) -> typing.Any:
+        return quantized(fn, sites)(qparams, *args)
+
+    return jax.jit(run, compiler_options=dict(options) or None)
+
+
+def convert(
+    fn: Callable[..., typing.Any],
+    variables: typing.Any,
+    batches: Iterable[typing.Any],
+    policy: Policy,
+    *,
+    observer: Observer = observers.MinMax(),
+    compiler_options: dict[str, typing.Any] | None = None,
+    progress: Callable[[Iterable[typing.Any]], Iterable[typing.Any]] = iter,
+) -> Net:
+    """Calibrates over batches and quantizes: ``observe``, ``merge``, ``calibrate`` and ``quantize`` in one.
+
+    Args:
+      fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
+      variables: its float variables.
+      batches: inputs, each an array or a tuple of positional arguments; 100 to 500 samples in all are plenty.
+      policy: rules for the weights, and ``inputs`` for the activations.
+      observer: what to measure, one of ``jqz.observers``.
+      compiler_options: for ``jax.jit``; ``{"xla_cpu_prefer_vector_width": 512}`` gains 5 to 25 % on CPUs with AVX-512.
+      progress: wraps the batches in a progress bar: ``rich.progress.track`` and ``tqdm.tqdm`` do.
+
+    Returns:
+      A ``Net``: call it on inputs.
+
+    Raises:
+      ValueError: there are no batches, or a weight or rule does not fit (see ``quantize``).
+      TypeError: as ``observe``.
+
+    >>> import jax, jax.numpy as jnp, jqz
+    >>> def model(params, x):
+    ...     return jax.nn.relu(x @ params["a"]["kernel"]) @ params["b"]["kernel"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"a": {"kernel": jax.random.normal(keys[0], (8, 16)) / 3}, "b": {"kernel": jnp.ones((16, 2)) / 16}}
+    >>> x = jax.random.normal(keys[1], (32, 8))
+    >>> policy = jqz.Policy({"**/kernel": jqz.Symmetric(bits=8)}, inputs=jqz.Asymmetric(bits=8))
+    >>> net = jqz.convert(model, params, [x[:16], x[16:]], policy)
+    >>> bool(jnp.allclose(net(x), model(params, x), atol=0.05))
+    True
+    """
+    watch = jax.jit(observe(fn, policy, observer))
+    stats: Stats | None = None
+    for batch in progress(batches):
+        seen = watch(variables, *(batch if isinstance(batch, tuple) else (batch,)))
+        stats = seen if stats is None else _merge(stats, seen)
+    if stats is None:
+        raise ValueError("convert: got no batches, wanted at least one to calibrate on. Use batches=[x].")
+    sites = _sites.calibrate(stats, policy)
+    return Net(quantize(variables, policy), sites, fn, tuple(sorted((compiler_options or {}).items())))
+
+
+_merge = jax.jit(_sites.merge)
+
