@@ -319,6 +319,8 @@ class Chain(Scheme):
             outer = stage.affine(part) if stage.linear else None
             if inner is None or outer is None or outer.zero_point is not None:
                 return None
+            if not all(1 in (a, b) or a == b for a, b in zip(outer.scale.shape, inner.scale.shape, strict=True)):
+                return None
             inner = inner._replace(scale=outer.scale * inner.scale)
         return inner
 
