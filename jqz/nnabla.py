@@ -23,8 +23,6 @@ References: NNabla 1.39.0; BinaryConnect arXiv:1511.00363; BinaryNet arXiv:1602.
 arXiv:1603.05279; INQ arXiv:1702.03044; min-max arXiv:1712.05877.
 """
 
-import typing
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +30,7 @@ from jax.core import Tracer
 
 from jqz import _exponents, _ste
 from jqz._rounding import HalfAway
+from jqz._scheme import quotient
 
 _TINY = np.finfo(np.float32).tiny
 _LOWEST, _HIGHEST = -126, 127  # exponents of float32
@@ -107,7 +106,7 @@ def fixed_point_quantize(
     step = np.float32(delta)
     high = np.float32((2.0**magnitude_bits - 1) * float(step))
     low = -high if sign else np.float32(0)
-    magnitude = HalfAway()(_divide(jnp.abs(still), step)) * step
+    magnitude = HalfAway()(quotient(jnp.abs(still), jnp.asarray(step))) * step
     value = jnp.where(still < 0, -magnitude, magnitude)
     value = jnp.where(still > high, high, jnp.where(still < low, low, value))
     slope = ((still >= low) & (still <= high)).astype(still.dtype) if ste_fine_grained else None
@@ -321,10 +320,10 @@ def inq_quantize(
     maximum = jax.lax.stop_gradient(jnp.asarray(maximum, jnp.float32))
     highest = _exponents.nearest_exponent(jnp.where(maximum == 0, 1, maximum))
     lowest = highest + (1 - 2 ** (num_bits - 2))
-    floor = _exponents.nearest_exponent(magnitude, 2)
     bounds = jnp.clip(jnp.stack([lowest, highest]), _LOWEST, _HIGHEST)
     power = _exponents.power_of_two(jnp.clip(_exponents.nearest_exponent(magnitude), bounds[0], bounds[1]))
-    value = jnp.where(floor < jnp.maximum(lowest - 1, _LOWEST), 0, jnp.where(still < 0, -power, power))
+    smallest = _exponents.power_of_two(jnp.clip(lowest - 1, _LOWEST, _HIGHEST))  # half a level
+    value = jnp.where(magnitude < smallest, 0, jnp.where(still < 0, -power, power))
     value = jnp.where(jnp.isnan(still), still, value)
     if fixed is not None:
         value = jnp.where(jnp.asarray(fixed, bool), value, still)
@@ -367,18 +366,8 @@ def _signs(x: jax.Array, zero_to: float) -> jax.Array:
     return jnp.where(x > 0, 1, jnp.where(x < 0, -1, zero_to)).astype(x.dtype)
 
 
-def _divide(x: jax.Array, step: typing.Any) -> jax.Array:
-    """The division that IEEE 754 defines.
-
-    XLA turns x / s into x * (1 / s) where s is shared by many x, which is an ulp off and flips ties.
-    A divisor that depends on x, if only in name, stops it.
-    """
-    return x / jnp.where(jnp.isnan(x), 1, step)
-
-
 def _average(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
-    # NNabla takes 1 - decay from the decay that float32 holds. The barrier keeps XLA from fusing
-    # the sum with a product, which would round once where NNabla rounds twice.
+    # float32 holds the decay before 1 - decay is taken; the barrier keeps XLA from fusing sum and product
     kept = np.float32(decay)
     old, new = jax.lax.optimization_barrier((kept * old, np.float32(1 - float(kept)) * new))
     return old + new
@@ -386,8 +375,8 @@ def _average(decay: float, old: jax.Array, new: jax.Array) -> jax.Array:
 
 def _grid(low: jax.Array, high: jax.Array, first: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The step of a range and its limits shifted to put zero on the grid."""
-    scale = _divide(high - low, last - first)
-    zero = first - _divide(low, scale)
+    scale = quotient(high - low, last - first)
+    zero = first - quotient(low, scale)
     zero = jnp.where(zero <= first, first, jnp.where(zero >= last, last, HalfAway()(zero)))
     # the barrier keeps these products out of fused multiply-adds further on
     return jax.lax.optimization_barrier((scale, (first - zero) * scale, (last - zero) * scale))
@@ -395,6 +384,6 @@ def _grid(low: jax.Array, high: jax.Array, first: jax.Array, last: jax.Array) ->
 
 def _on_grid(x: jax.Array, scale: jax.Array, bottom: jax.Array, top: jax.Array, span: jax.Array) -> jax.Array:
     scale, bottom, top, span = (jnp.broadcast_to(part, x.shape) for part in (scale, bottom, top, span))
-    steps = HalfAway()(_divide(jnp.minimum(jnp.maximum(x, bottom), top) - bottom, scale))
+    steps = HalfAway()(quotient(jnp.minimum(jnp.maximum(x, bottom), top) - bottom, scale))
     # no product exceeds the span; saying so keeps XLA from fusing it with the sum, and costs no pass
     return jnp.minimum(steps * scale, span) + bottom

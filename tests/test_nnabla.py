@@ -194,6 +194,24 @@ def test_pow2_against_scalar_code(sign, with_zero, n, m):
     assert gradient.tolist() == [1.0] * len(x)
 
 
+def test_pow2_rounds_exactly_at_every_boundary():
+    at = np.sqrt(2.0) * 2.0 ** np.arange(-126, 127)
+    x = np.concatenate([np.nextafter(F32(at), F32(0)), F32(at), np.nextafter(F32(at), F32(np.inf)), F32(at / 2**0.5)])
+    want, slopes = zip(*(pow2(v, True, False, 9, 127) for v in x), strict=True)
+    value, gradient = value_and_slope(lambda x: nnabla.pow2_quantize(x, True, False, 9, 127), x)
+    assert bits(value) == bits(want)
+    assert gradient.tolist() == list(slopes)
+
+
+@pytest.mark.parametrize("exponent", [-100, -3, 0, 90])
+def test_inq_rounds_exactly_at_every_boundary(exponent):
+    powers = 2.0 ** np.arange(exponent - 7, exponent + 1)
+    at = np.array([powers[0] / 2, *(1.5 * powers[:-1])], F32)
+    below = np.nextafter(at, F32(0))
+    y = nnabla.inq_quantize(jnp.asarray(np.concatenate([at, below])), num_bits=5, maximum=2.0**exponent)
+    assert y.tolist() == [*powers, 0.0, *powers[:-1]]
+
+
 def test_pow2_takes_the_tie_at_its_float32_threshold():
     threshold = F32(0.25 * 0.5**0.5)
     x = jnp.asarray([np.nextafter(threshold, F32(0)), threshold])
