@@ -24,6 +24,12 @@ class Net:
     """A quantized model: codes, activation grids and the function they belong to; a pytree with a compiled call.
 
     Make one with ``convert``. ``net(x)`` equals ``quantized(net.fn, net.sites)(net.qparams, x)`` under jit.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Symmetric(bits=8))
+    >>> net = jqz.convert(lambda params, x: x @ params["w"], {"w": jnp.eye(4)}, [jnp.ones((2, 4))], policy)
+    >>> net, net(jnp.ones((1, 4))).shape
+    (Net(1 sites, 20 bytes), (1, 4))
     """
 
     qparams: typing.Any
