@@ -57,24 +57,33 @@ _NO_GRADIENT = (
 )
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _quantize_leaves(leaves, schemes: tuple[Scheme, ...], paths: tuple[str, ...], key):
-    """All leaves in one program: XLA runs them back to back, without a dispatch each."""
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _quantize_leaves(leaves, distinct: tuple[Scheme, ...], which: tuple[int, ...], paths: tuple[str, ...], key):
+    """All leaves in one program: XLA runs them back to back, without a dispatch each.
+
+    ``which`` indexes the distinct schemes, so that a call hashes each of them once.
+    """
     out, finite = [], []
-    for i, (leaf, scheme, path) in enumerate(zip(leaves, schemes, paths, strict=True)):
+    for i, (leaf, index, path) in enumerate(zip(leaves, which, paths, strict=True)):
+        scheme = distinct[index]
         with _at("quantize", path, leaf):
             keyed = scheme if key is None else scheme.with_key(jax.random.fold_in(key, i))
             q = _qtensor.encode(_ste.refuse_gradient(leaf, _NO_GRADIENT), keyed)
         out.append(QTensor(q.payload, q.grid, scheme, q.dtype, q.length))
         finite.append(_finite(leaf, q))
-    return out, finite
+    return out, jnp.stack(finite) if finite else jnp.ones(0, bool)
 
 
 def _finite(leaf: jax.Array, q: QTensor) -> jax.Array:
-    """Whether a leaf was finite, from its grid where that has seen every value."""
+    """Whether a leaf is finite for sure: from its grid where that has seen every value, else from its sum.
+
+    A sum is NaN or infinite wherever a value is, and where large values overflow. XLA sums more than
+    twice as fast as it tests each value; a maximum would not do, since on CPU it passes over NaN.
+    """
     grid = [g for g in jax.tree.leaves(q.grid) if jnp.issubdtype(g.dtype, jnp.floating)]
-    seen = [jnp.all(jnp.isfinite(g)) for g in grid] if grid and q.scheme.propagates else [jnp.all(jnp.isfinite(leaf))]
-    return functools.reduce(jnp.logical_and, seen)
+    if grid and q.scheme.propagates:
+        return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(g)) for g in grid])
+    return jnp.isfinite(jnp.sum(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)))
 
 
 def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = None) -> typing.Any:
@@ -104,16 +113,20 @@ def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = 
     chosen = [d for d in decisions if d.scheme is not None]
     for d in chosen:
         _check("quantize", d)
+    distinct = {id(d.scheme): d for d in reversed(chosen)}
+    for d in distinct.values():
         _check_static("quantize", d)
+    order = {scheme: index for index, scheme in enumerate(distinct)}
     coded, finite = _quantize_leaves(
         [d.leaf for d in chosen],
-        tuple(typing.cast(Scheme, d.scheme) for d in chosen),
+        tuple(typing.cast(Scheme, d.scheme) for d in distinct.values()),
+        tuple(order[id(d.scheme)] for d in chosen),
         tuple(d.path for d in chosen),
         key,
     )
-    if not any(isinstance(flag, Tracer) for flag in finite):
-        for d, flag in zip(chosen, jax.device_get(finite), strict=True):
-            if not flag:
+    if not isinstance(finite, Tracer):
+        for d, surely in zip(chosen, jax.device_get(finite), strict=True):
+            if not surely and not jnp.all(jnp.isfinite(d.leaf)):
                 place = repr(d.path) if d.path else "the array"
                 raise ValueError(
                     f"quantize: {place} holds NaN or infinite values. Use jnp.nan_to_num, or map this path to None."

@@ -111,6 +111,16 @@ def test_values_that_are_not_finite_are_named_outside_jit():
     assert jnp.isnan(jqz.fake_quantize(jnp.asarray([jnp.nan, 1.0]), S8)).any()  # a diverging run shows as one
 
 
+def test_large_leaves_are_looked_at_value_by_value():
+    """XLA's maximum passes over NaN in large arrays, and a sum of large values is not finite."""
+    large = jnp.full((300, 300), 3e38)
+    for scheme in (S8, PER_CHANNEL, CLIPPED):
+        assert jqz.quantize(large, scheme).shape == large.shape
+        for bad in (jnp.nan, -jnp.inf):
+            with pytest.raises(ValueError, match="quantize: the array holds NaN or infinite values"):
+                jqz.quantize(jnp.ones((300, 300)).at[7, 299].set(bad), scheme)
+
+
 def test_errors_name_the_leaf_and_its_shape():
     grouped = jqz.Symmetric(bits=4, granularity=jqz.PerAxis(2))
     for verb in (jqz.quantize, jqz.fake_quantize):
