@@ -125,16 +125,21 @@ class Levels(Lazy):
         """Whether scale or zero point differ along one of these axes."""
         return any(self.scale.shape[axis] != 1 for axis in axes)
 
-    def decode(self) -> jax.Array:
+    def ungrouped(self, axes: typing.Iterable[int]) -> "Levels":
+        """The same with an entry for each level along those of these axes that have groups."""
         scale, zero_point = self.scale, self.zero_point
-        for axis in self.grouped_axes:
+        for axis in set(axes) & set(self.grouped_axes):
             repeats = self.shape[axis] // scale.shape[axis]
             scale = jnp.repeat(scale, repeats, axis)
             zero_point = None if zero_point is None else jnp.repeat(zero_point, repeats, axis)
-        levels = self.levels.astype(scale.dtype)
-        if zero_point is not None:
-            levels = levels - zero_point.astype(scale.dtype)
-        return _cast(narrow(levels * scale, self.casts[0]), self.casts[1:])
+        return dataclasses.replace(self, scale=scale, zero_point=zero_point)
+
+    def decode(self) -> jax.Array:
+        fine = self.ungrouped(range(self.ndim))
+        levels = self.levels.astype(fine.scale.dtype)
+        if fine.zero_point is not None:
+            levels = levels - fine.zero_point.astype(fine.scale.dtype)
+        return _cast(narrow(levels * fine.scale, self.casts[0]), self.casts[1:])
 
 
 def _cast(x: jax.Array, dtypes: tuple[typing.Any, ...]) -> jax.Array:

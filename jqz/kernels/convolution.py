@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet
 from jqz._interpret import Equation, Rule
@@ -40,6 +41,7 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
 def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
     spec = eqn.params["dimension_numbers"]
     summed = contracted(eqn, 1)
+    w = w.ungrouped(spec.rhs_spec[:1])
 
     def place(grid: jax.Array, axis: int, out_axis: int) -> jax.Array:
         """Lays the one axis of a grid array along an axis of the result."""
@@ -66,7 +68,7 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
-    dtype = jnp.promote_types(x.scale.dtype, w.scale.dtype)
+    dtype = np.promote_types(x.scale.dtype, w.scale.dtype)
     return acc.astype(dtype) * (of_batch(x.scale).astype(dtype) * of_channels(w.scale).astype(dtype))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jqz._activations import Inputs, code, fits_int32, meet
 from jqz._interpret import Equation, Rule
@@ -56,34 +57,29 @@ def dot_levels(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | None:
     points do not change along a contracted axis. Where the scales of one axis change by groups, each group is
     a dot of its own and the groups are added in float.
     """
-    sides = (lhs, rhs)
-    terms = math.prod(lhs.shape[i] for i in dims.contract[0])
-    if not fits_int32(terms, lhs, rhs) or any(
-        set(v.grouped_axes) - set(dims.contract[side]) for side, v in enumerate(sides)
-    ):
-        return None
+    lhs, rhs = (v.ungrouped(set(range(v.ndim)) - set(axes)) for v, axes in zip((lhs, rhs), dims.contract, strict=True))
     varying = [
         k
         for k, axes in enumerate(zip(*dims.contract, strict=True))
-        if any(v.varies_along([axis]) for v, axis in zip(sides, axes, strict=True))
+        if any(v.varies_along([axis]) for v, axis in zip((lhs, rhs), axes, strict=True))
     ]
     if not varying:
         return _ungrouped_dot(lhs, rhs, dims)
     if len(varying) > 1:
         return None
     axes = tuple(dims.contract[side][varying[0]] for side in (0, 1))
-    counts = {v.scale.shape[axis] for v, axis in zip(sides, axes, strict=True)} - {1}
+    counts = {v.scale.shape[axis] for v, axis in zip((lhs, rhs), axes, strict=True)} - {1}
     length = lhs.shape[axes[0]]
     if len(counts) > 1 or counts == {length}:
         return None  # a scale for every summed term: nothing is left to do in integers
     groups = counts.pop()
-    lhs, rhs = (_split(v, axis, groups) for v, axis in zip(sides, axes, strict=True))
+    lhs, rhs = (_split(v, axis, groups) for v, axis in zip((lhs, rhs), axes, strict=True))
     contract, batch = [], []
     for side, axis in enumerate(axes):
         contract.append(tuple(i + (i >= axis) for i in dims.contract[side]))
         batch.append((axis, *(i + (i > axis) for i in dims.batch[side])))
     grouped = _ungrouped_dot(lhs, rhs, Dims((contract[0], contract[1]), (batch[0], batch[1])))
-    return jnp.sum(grouped, axis=0)
+    return None if grouped is None else jnp.sum(grouped, axis=0)
 
 
 def _split(v: Levels, axis: int, groups: int) -> Levels:
@@ -97,8 +93,11 @@ def _split(v: Levels, axis: int, groups: int) -> Levels:
     return dataclasses.replace(v, levels=levels, scale=grid(v.scale), zero_point=zero_point)
 
 
-def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array:
+def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | None:
     ranks = lhs.ndim, rhs.ndim
+    terms = math.prod(lhs.shape[i] for i in dims.contract[0])
+    if not fits_int32(terms, lhs, rhs):
+        return None
 
     def place(grid: jax.Array, side: int) -> jax.Array:
         """An operand's grid array, of length 1 on contracted axes, laid out to meet the result."""
@@ -119,9 +118,8 @@ def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array:
     if zb is not None:
         acc = acc - place(zb, 1) * place(total(lhs, 0), 0)
     if za is not None and zb is not None:
-        terms = math.prod(lhs.shape[i] for i in dims.contract[0])
         acc = acc + terms * place(za, 0) * place(zb, 1)
-    dtype = jnp.promote_types(lhs.scale.dtype, rhs.scale.dtype)
+    dtype = np.promote_types(lhs.scale.dtype, rhs.scale.dtype)
     return acc.astype(dtype) * (place(lhs.scale, 0).astype(dtype) * place(rhs.scale, 1).astype(dtype))
 
 
