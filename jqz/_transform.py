@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jqz import _qtensor, _ste
 from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor, is_qtensor
-from jqz._scheme import Scheme
+from jqz._scheme import Scheme, work_dtype
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def _finite(leaf: jax.Array, q: QTensor) -> jax.Array:
     grid = [g for g in jax.tree.leaves(q.grid) if jnp.issubdtype(g.dtype, jnp.floating)]
     if grid and q.scheme.propagates:
         return functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(g)) for g in grid])
-    return jnp.isfinite(jnp.sum(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)))
+    return jnp.isfinite(jnp.sum(leaf, dtype=work_dtype(leaf)))
 
 
 def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = None) -> typing.Any:
