@@ -52,9 +52,7 @@ def lowest_level(top: jax.Array, count: typing.Any, empty: float = 1.0) -> jax.A
     layout = layout_of(top.dtype)
     bits, count = layout.bits(top), jnp.asarray(count, layout.word)
     field = bits >> layout.fraction
-    # one step from the denormals, dividing a real level by its mantissa would lose it
-    least = jnp.where(bits == field << layout.fraction, 1, 2)
-    low = jnp.clip(field + 1 - count, least, 2 * layout.bias + 1 - count)
+    low = jnp.clip(field + 1 - count, 1, 2 * layout.bias + 1 - count)
     scale = jax.lax.bitcast_convert_type(bits + ((low - field) << layout.fraction), top.dtype)
     return jnp.where(jnp.isfinite(top), jnp.where(field > 0, scale, empty), jnp.nan)
 

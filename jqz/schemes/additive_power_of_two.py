@@ -92,10 +92,6 @@ class AdditivePowerOfTwo(Scheme):
     def code_dtype(self) -> typing.Any:
         return jnp.int8 if self._signed else jnp.uint8
 
-    @property
-    def propagates(self) -> bool:  # type: ignore[override]
-        return isinstance(self.range, AbsMax)  # others may look past an infinite outlier
-
     def calibrate(self, x: jax.Array) -> ScaleGrid:
         x = x.astype(_scheme.work_dtype(x))
         top = int(self._table[-1])

@@ -22,7 +22,7 @@ from jqz._powers import (
     WithoutZero,
     WithZero,
 )
-from jqz._ranges import MSE, AbsMax, Range
+from jqz._ranges import MSE, AbsMax, MinMax, Range
 from jqz._scheme import Affine, ScaleGrid, Scheme
 
 __all__ = [
@@ -111,7 +111,7 @@ class RealScale(PowerScale):
 
     def relative(self, x: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
         mantissa, power = _powers.layout_of(x.dtype).split(scale)
-        return x / mantissa, power  # x / scale may overflow, and so may the reciprocal that XLA multiplies by
+        return _scheme.quotient(x, mantissa), power  # x / scale might overflow
 
 
 @_scheme.scheme
@@ -188,12 +188,6 @@ class PowerOfTwo(Scheme):
         return jnp.int8 if self.codebook.signed else jnp.uint8
 
     @property
-    def propagates(self) -> bool:  # type: ignore[override]
-        if isinstance(self.scale, RealScale):
-            return isinstance(self.scale.range, AbsMax | MSE)  # others may look past an infinite outlier
-        return isinstance(self.top, DataTop)
-
-    @property
     def _count(self) -> typing.Any:
         """How many powers a grid has."""
         count = self.codebook.count(self.bits)
@@ -201,7 +195,6 @@ class PowerOfTwo(Scheme):
 
     def calibrate(self, x: jax.Array) -> ScaleGrid:
         layout = _powers.layout_of(_scheme.work_dtype(x))
-        held = jnp.finfo(x.dtype).maxexp - 1  # the largest power that float16 holds is 2**15
         x = x.astype(layout.dtype)
         # where zero is no level, an empty block should not become ones
         empty = 1.0 if self.codebook.has_zero else layout.tiny
@@ -218,11 +211,11 @@ class PowerOfTwo(Scheme):
                 return lowest(self.scale.range.magnitude(blocks, axes, fake, self._count))
             largest = jnp.max(jnp.abs(blocks), axis=axes, keepdims=True)
             field = (layout.bits(largest) + self.rounding.carry(layout.fraction)) >> layout.fraction
-            power = layout.power(jnp.minimum(field, held + layout.bias))
+            power = layout.power(jnp.minimum(field, 2 * layout.bias))
             return lowest(jnp.where(jnp.isfinite(largest), power, largest))
 
         if isinstance(self.top, GivenTop):
-            top = jnp.asarray(2.0 ** min(self.top.exponent, held), x.dtype)
+            top = jnp.asarray(2.0**self.top.exponent, x.dtype)
             return ScaleGrid(jnp.full(self.granularity.grid_shape(x.shape), lowest(top)))
         return ScaleGrid(self.granularity.reduce(scale, x))
 
@@ -275,9 +268,13 @@ class PowerOfTwo(Scheme):
 
         return Affine(grid.scale, None, levels, 2 ** (count - 1))
 
-    def simulate(self, x: jax.Array, grid: typing.Any = None) -> jax.Array:
-        value = super().simulate(x, grid)
-        return value if self.codebook.has_zero else jnp.where(jnp.isnan(x), x, value)  # NaN has no code
+    @property
+    def clips(self) -> bool:  # type: ignore[override]
+        if isinstance(self.scale, RealScale):
+            covers = isinstance(self.scale.range, AbsMax | MinMax)
+        else:
+            covers = isinstance(self.top, DataTop)
+        return not (covers and self.codebook.signed)
 
     def slope(self, x: jax.Array, grid: ScaleGrid) -> jax.Array | None:
         index = self._index(x, self.granularity.expand(grid.scale, x.shape))
