@@ -86,9 +86,10 @@ def _demo(arguments: argparse.Namespace) -> int:
 
         from jqz import demo
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in ("rich", "sklearn"):
+        package = {"rich": "rich", "sklearn": "scikit-learn"}.get((error.name or "").split(".")[0])
+        if package is None:
             raise
-        print(f"jqz demo: the package {error.name!r} is missing. Use: pip install 'jqz[demo]'", file=sys.stderr)
+        print(f"jqz demo: the package {package} is missing. Use: pip install 'jqz[demo]'", file=sys.stderr)
         return 1
     base = demo.QUICK if arguments.quick else demo.Settings()
     settings = dataclasses.replace(
@@ -184,9 +185,9 @@ def _table(results: list[typing.Any], settings: typing.Any) -> typing.Any:
 
 def _accuracy(value: float, floating: float) -> str:
     """Colour only where something is lost: two points, ten points."""
-    lost = floating - value
+    lost = round(100 * (floating - value), 1)
     text = f"{100 * value:.1f}"
-    return f"[red]{text}[/]" if lost > 0.1 else f"[yellow]{text}[/]" if lost > 0.02 else text
+    return f"[red]{text}[/]" if lost > 10 else f"[yellow]{text}[/]" if lost > 2 else text
 
 
 def _caption(settings: typing.Any) -> str:

@@ -247,7 +247,8 @@ class Training:
                 params, _, state = carry
                 values, slopes = jax.lax.switch(branch, choices, params, bits)
                 grads = jax.tree.map(jnp.multiply, jax.grad(loss)(values, batches[i]), slopes)
-                updates, state = adam.update(grads, state)
+                with jax.numpy_dtype_promotion("standard"):  # optax raises a float to an integer power
+                    updates, state = adam.update(grads, state)
                 now = rate * (1 - i / jnp.maximum(steps, 1))
                 return jax.tree.map(lambda p, u: p - now * u, params, updates), values, state
 
