@@ -6,13 +6,26 @@ word; a new scheme is tested by being listed.
 
 from jqz import _ste
 from jqz._granularity import PerAxis, PerBlock, PerGroup
-from jqz._ranges import MSE, OCTAV, Percentile
+from jqz._ranges import MSE, OCTAV, AbsMax, Percentile
 from jqz._rounding import Floor, HalfEven
 from jqz._scheme import Scheme
 from jqz.schemes.additive_power_of_two import AdditivePowerOfTwo
 from jqz.schemes.asymmetric import Asymmetric, Minimum, Paper, Standard, ZeroPoint
 from jqz.schemes.binary import Binary, MeanScale, Scaled, ThroughMean, UnitScale
+from jqz.schemes.block_float import (
+    BlockFloat,
+    CeilExponent,
+    E4M3Scale,
+    E8M0Scale,
+    EvenExponent,
+    FitExponent,
+    FloorExponent,
+    Int8,
+)
+from jqz.schemes.codebook import Codebook, Exact, GivenLevels, KMeans
 from jqz.schemes.fixed_point import Dynamic, FixedPoint, GivenStep, Signed, Unsigned
+from jqz.schemes.float import E2M1, E2M3, E3M2, E4M3, E5M2, BFloat16, Cast, Float, Float16, RangeScale
+from jqz.schemes.normal_float import NormalFloat
 from jqz.schemes.power_of_two import (
     INQ,
     Arithmetic,
@@ -84,24 +97,68 @@ CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
         AdditivePowerOfTwo(bits=4, granularity=PerGroup(4, axis=0), signs=NonNegative()),
         AdditivePowerOfTwo(bits=6),
     ),
+    Codebook: (
+        Codebook(bits=4),
+        Codebook(bits=3, granularity=PerAxis(-1)),
+        Codebook(bits=2, granularity=PerGroup(8, axis=0), levels=Exact(bins=16)),
+        Codebook(bits=2, granularity=PerBlock((4, 3)), levels=GivenLevels((-1.0, 0.0, 0.5), range=AbsMax())),
+    ),
+    NormalFloat: (
+        NormalFloat(bits=4),
+        NormalFloat(bits=3, granularity=PerAxis(-1), range=MSE(candidates=16)),
+    ),
+    Float: (
+        Float(),
+        Float(format=E5M2(), granularity=PerAxis(-1)),
+        Float(format=E2M3(), granularity=PerGroup(4, axis=0), scale=RangeScale(MSE(candidates=16))),
+        Float(format=BFloat16()),
+        Float(format=Float16(), scale=RangeScale()),
+    ),
+    BlockFloat: (
+        BlockFloat(),
+        BlockFloat(scale=E4M3Scale()),
+        BlockFloat(element=E3M2(), granularity=PerBlock((4, 3))),
+        BlockFloat(element=Int8()),
+    ),
 }
 
 __all__ = [
     "CATALOGUE",
+    "E2M1",
+    "E2M3",
+    "E3M2",
+    "E4M3",
+    "E5M2",
     "INQ",
     "AdditivePowerOfTwo",
     "Arithmetic",
     "Asymmetric",
+    "BFloat16",
     "Binary",
+    "BlockFloat",
     "BothSigns",
+    "Cast",
+    "CeilExponent",
+    "Codebook",
     "DataTop",
     "Dense",
     "Dynamic",
+    "E4M3Scale",
+    "E8M0Scale",
+    "EvenExponent",
+    "Exact",
+    "FitExponent",
     "FixedPoint",
+    "Float",
+    "Float16",
+    "FloorExponent",
     "Full",
     "Geometric",
+    "GivenLevels",
     "GivenStep",
     "GivenTop",
+    "Int8",
+    "KMeans",
     "MaxFraction",
     "MeanFraction",
     "MeanScale",
@@ -109,8 +166,10 @@ __all__ = [
     "NNabla",
     "Narrow",
     "NonNegative",
+    "NormalFloat",
     "Paper",
     "PowerOfTwo",
+    "RangeScale",
     "RealScale",
     "Scaled",
     "Signed",
