@@ -125,3 +125,15 @@ def fits_int32(terms: int, a: Levels, b: Levels) -> bool:
 def exact_in_float32(terms: int, a: Levels, b: Levels) -> bool:
     """Whether float32 holds every partial sum of the products exactly."""
     return terms * a.limit * b.limit <= 2**24
+
+
+def total(levels: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The int32 sum of int8 levels over ``axes``, kept with length 1.
+
+    A product with two rows of ones: XLA's CPU backend runs it several times as fast as the reduction, and as a
+    product with one row.
+    """
+    ones = jnp.ones((2, *(levels.shape[axis] for axis in axes)), jnp.int8)
+    numbers = ((tuple(range(1, len(axes) + 1)), axes), ((), ()))
+    sums = jax.lax.dot_general(ones, levels, numbers, preferred_element_type=jnp.int32)
+    return jnp.expand_dims(sums[0], axes)

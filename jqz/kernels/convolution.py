@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet
+from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, total
 from jqz._interpret import Equation, Rule
 from jqz._values import Levels, Value, as_levels
 
@@ -60,8 +60,7 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
         codes, padding = _pad(x, spec, padding), [(0, 0)] * len(padding)
     acc = _accumulate(eqn, codes, w.levels, padding, exact_in_float32(_terms(w, summed), x, w))
     if x.zero_point is not None:
-        sums = jnp.sum(w.levels, axis=summed, keepdims=True, dtype=jnp.int32)
-        acc = acc - of_batch(x.zero_point) * of_channels(sums)
+        acc = acc - of_batch(x.zero_point) * of_channels(total(w.levels, summed))
     if w.zero_point is not None:
         # the sum of the window of every output, zero points of the padding included
         ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact_in_float32(_terms(w, summed), x, w))
@@ -82,6 +81,9 @@ def _pad(x: Levels, spec: jax.lax.ConvDimensionNumbers, padding: Sequence[tuple[
     config = [(0, 0)] * x.ndim
     for axis, pair in zip(spec.lhs_spec[2:], padding, strict=True):
         config[axis] = pair
+    if x.zero_point.size == 1:
+        zero = x.zero_point.reshape(()).astype(x.levels.dtype)
+        return jax.lax.pad(x.levels, zero, [(low, high, 0) for low, high in config])
     shifted = x.levels.astype(jnp.int32) - x.zero_point
     # cropping (negative padding) and padding in one; zero is real zero once the zero point is taken off
     padded = jax.lax.pad(shifted, jnp.int32(0), [(low, high, 0) for low, high in config])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, fits_int32, meet
+from jqz._activations import Inputs, code, fits_int32, meet, total
 from jqz._interpret import Equation, Rule
 from jqz._values import Levels, Value, as_levels
 
@@ -108,15 +108,15 @@ def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | None:
         ones = (1,) * others
         return kept.reshape((*shape[0], *shape[1], *ones) if side == 0 else (*shape[0], *ones, *shape[1]))
 
-    def total(v: Levels, side: int) -> jax.Array:
-        return jnp.sum(v.levels, axis=dims.contract[side], keepdims=True, dtype=jnp.int32)
+    def sums(v: Levels, side: int) -> jax.Array:
+        return place(total(v.levels, dims.contract[side]), side)
 
     acc = _accumulate(lhs.levels, rhs.levels, dims)
     za, zb = lhs.zero_point, rhs.zero_point
     if za is not None:
-        acc = acc - place(za, 0) * place(total(rhs, 1), 1)
+        acc = acc - place(za, 0) * sums(rhs, 1)
     if zb is not None:
-        acc = acc - place(zb, 1) * place(total(lhs, 0), 0)
+        acc = acc - place(zb, 1) * sums(lhs, 0)
     if za is not None and zb is not None:
         acc = acc + terms * place(za, 0) * place(zb, 1)
     dtype = np.promote_types(lhs.scale.dtype, rhs.scale.dtype)
