@@ -68,7 +68,7 @@ class Meeting:
             return self.x.rounded
         x = decode(self.x)
         static = self.grid is not None
-        value = form(x, self.scheme, self.grid if static else self.scheme.calibrate(x))
+        value = form(x, self.scheme, self.grid)
         if value is not None:
             kept = Activation(None if static else x, value, self.scheme, self.name)
             self.eqn.replace(self.side, kept)
@@ -109,7 +109,8 @@ def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
 
 
 def code(x: jax.Array, scheme: Scheme, grid: Grid) -> Levels | None:
-    """Codes an activation, or None where its scheme has no integer levels."""
+    """Codes an activation, or None where its scheme has no integer levels; without a grid, on one of its own."""
+    grid = scheme.calibrate(x) if grid is None else grid
     affine = scheme.affine(grid)
     if affine is None:
         return None

@@ -175,8 +175,9 @@ def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Valu
     arrays = [decode(v) for v in operands]
     if not any(is_weight(v) for v in operands):
         return _bind(eqn, arrays)
-    # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops the second half
-    return [_with_gradient(v, s) for v, s in zip(_call(eqn, operands, walk), _bind(eqn, arrays), strict=True)]
+    results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
+    # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half
+    return [_with_gradient(v, s) for v, s in zip(results, _bind(eqn, arrays), strict=True)]
 
 
 def _with_gradient(value: Value, source: jax.Array) -> Value:
