@@ -26,6 +26,11 @@ class Layout(typing.NamedTuple):
         """The bits of values, as integers."""
         return jax.lax.bitcast_convert_type(x, self.word)
 
+    @property
+    def magnitude(self) -> int:
+        """The bits that abs(x) keeps."""
+        return (2 * self.bias + 2 << self.fraction) - 1
+
     def power(self, field: jax.Array) -> jax.Array:
         """The power of two with this exponent field."""
         return jax.lax.bitcast_convert_type(field << self.fraction, self.dtype)

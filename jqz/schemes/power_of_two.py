@@ -224,7 +224,8 @@ class PowerOfTwo(Scheme):
         layout = _powers.layout_of(x.dtype)
         x, scale = self.scale.relative(x, scale)
         # bit patterns are ordered as magnitudes are, and a difference of exponent fields is one of exponents
-        bits, lowest, octave = layout.bits(jnp.abs(x)), layout.bits(scale), 1 << layout.fraction
+        # (no abs: XLA would share that of calibrate through memory)
+        bits, lowest, octave = layout.bits(x) & layout.magnitude, layout.bits(scale), 1 << layout.fraction
         index = (bits + (self.rounding.carry(layout.fraction) + octave - lowest)) >> layout.fraction
         floor = jnp.maximum(lowest - self.rounding.prune(layout.fraction), octave)  # denormals are zero
         return jnp.where(bits < floor, 0, jnp.maximum(index, 1))
