@@ -8,6 +8,7 @@ from jqz import _ranges as ranges
 from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
+from jqz._audit import Audit, audit
 from jqz._convert import Net, convert
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
 from jqz._inference import observe, quantized, simulated
@@ -35,6 +36,7 @@ __all__ = [
     "AdditivePowerOfTwo",
     "Affine",
     "Asymmetric",
+    "Audit",
     "Binary",
     "BlockFloat",
     "Codebook",
@@ -55,6 +57,7 @@ __all__ = [
     "Scheme",
     "Symmetric",
     "Ternary",
+    "audit",
     "bits_per_weight",
     "calibrate",
     "chain",

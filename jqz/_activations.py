@@ -88,6 +88,7 @@ def meet(eqn: Equation, operands: Sequence[Value], inputs: Inputs) -> Meeting | 
         return None
     x, weight, side = operands[1 - weights[0]], operands[weights[0]], 1 - weights[0]
     name = eqn.walk.name(weight.path)
+    eqn.say(name=name)
     if math.prod(x.shape) == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
         return Meeting(eqn, x, weight, side, name, None)
     if name in eqn.walk.given:
@@ -96,6 +97,15 @@ def meet(eqn: Equation, operands: Sequence[Value], inputs: Inputs) -> Meeting | 
     scheme = inputs(weight.path)
     scheme = None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side))
     return Meeting(eqn, x, weight, side, name, scheme)
+
+
+def obstacle(met: Meeting, weight: Levels | None, x: Levels | None) -> str:
+    """Why a product with a rounded activation did not run in integers, for an audit."""
+    if weight is None:
+        return "the weight's scheme has no integer levels here"
+    if x is None:
+        return f"{met.scheme!r} has no integer levels"
+    return "scales or zero points vary inside the sum, or the sum could leave int32"
 
 
 def contracted(eqn: Equation, side: int) -> tuple[int, ...]:

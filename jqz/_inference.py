@@ -10,7 +10,7 @@ import numpy as np
 
 from jqz import _paths, observers
 from jqz._activations import Site
-from jqz._interpret import Stacked, Walk, interpret, trace
+from jqz._interpret import Note, Stacked, Walk, interpret, trace
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
@@ -67,6 +67,17 @@ def quantized(
     >>> bool(jnp.allclose(static(qparams, x), exact, atol=0.05))
     True
     """
+    run = walked(fn, sites, inputs)
+
+    @functools.wraps(fn, updated=())
+    def on_codes(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        return run(None, *args, **kwargs)
+
+    return on_codes
+
+
+def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -> Callable[..., typing.Any]:
+    """``quantized(fn, sites, inputs=inputs)`` that takes a log to keep notes in (or None) before its arguments."""
     _check_callable("quantized", fn)
     given = _given("quantized", sites)
     rules = {**structure.RULES, **gather.RULES}
@@ -74,11 +85,10 @@ def quantized(
         at = _input_policy("quantized", {} if inputs is None else inputs).input_at
         rules.update({**dot.rules(at), **convolution.rules(at)})
 
-    @functools.wraps(fn, updated=())
-    def on_codes(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, Walk(rules, given))
+    def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        return _walk(fn, args, kwargs, Walk(rules, given, log=log))
 
-    return on_codes
+    return run
 
 
 def _check_callable(who: str, fn: typing.Any) -> None:

@@ -66,20 +66,37 @@ class Walk:
     given: dict[str, Stacked] = dataclasses.field(default_factory=dict)
     records: dict[str, Stacked] = dataclasses.field(default_factory=dict)
     names: dict[str, int] = dataclasses.field(default_factory=dict)
+    log: dict[str, "Note"] | None = None
+    steps: int = 1
 
     def name(self, path: str) -> str:
         """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
         self.names[path] = self.names.get(path, 0) + 1
         return path if self.names[path] == 1 else f"{path}#{self.names[path]}"
 
-    def within(self, given: dict[str, Stacked] | None = None) -> "Walk":
+    def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
         """The same walk inside a body that is traced by itself: it records into a dict of its own."""
-        return Walk(self.rules, self.given if given is None else given, {}, dict(self.names))
+        given = self.given if given is None else given
+        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps)
 
     def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
         """Takes over the names that a body used, and its records as they came out of it."""
         self.names = dict(inner.names)
         self.records.update(records)
+
+
+class Note(typing.NamedTuple):
+    """What an audit keeps of a product: its equation, how it ran and why."""
+
+    eqn: typing.Any
+    how: str
+    why: str
+    path: str | None
+    steps: int
+
+
+#: The primitives that an audit reports.
+PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +110,11 @@ class Equation:
     bind: Callable[..., list[jax.Array]]
     walk: Walk
     operands: list[Value]
+    said: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def say(self, **kwargs: str) -> None:
+        """Tells an audit ``how`` the equation ran, ``why``, and under which ``name``."""
+        self.said.update(kwargs)
 
     def on(self, *operands: Value) -> jax.Array:
         """The single result of the original primitive on decoded operands."""
@@ -134,9 +156,11 @@ def interpret(jaxpr: typing.Any, operands: list[Value], walk: Walk) -> list[Valu
 
 def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     name = eqn.primitive.name
+    logged = walk.log is not None and name in PRODUCTS
+    said: dict[str, str] = {}
     with eqn.ctx.manager:
-        if any(isinstance(v, Lazy) for v in operands):
-            if name in walk.rules:
+        if walk.log is not None or any(isinstance(v, Lazy) for v in operands):
+            if name in walk.rules and any(isinstance(v, Lazy) for v in operands):
                 equation = Equation(
                     name,
                     eqn.params,
@@ -145,13 +169,28 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
                     lambda *arrays: _bind(eqn, arrays),
                     walk,
                     operands,
+                    said,
                 )
+                weights = [v.path for v in operands if is_weight(v)]
                 results = walk.rules[name](equation, *operands)
                 if results is not None:
+                    if logged:
+                        _note(eqn, walk, weights, said)
                     return results
             if name in _HIGHER_ORDER:
                 return _HIGHER_ORDER[name](eqn, operands, walk)
+        if logged:
+            _note(eqn, walk, [v.path for v in operands if is_weight(v)], said)
         return _bind(eqn, [decode(v) for v in operands])
+
+
+def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str]) -> None:
+    assert walk.log is not None
+    path = weights[0] if weights else None
+    scope = str(eqn.source_info.name_stack) or "product"
+    name = said.get("name") or walk.name(path if path is not None else f"({scope})")
+    why = "no coded weight" if path is None else "weight-only: activations stay float"
+    walk.log[name] = Note(eqn, said.get("how", "float"), said.get("why", why), path, walk.steps)
 
 
 def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
@@ -217,7 +256,7 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
     def body(carry, slices):
         sliced, trees = slices
         given = {name: Stacked(tree, mine[name].lengths[1:]) for name, tree in trees.items()}
-        inner.__dict__.update(walk.within({**walk.given, **given}).__dict__)
+        inner.__dict__.update(walk.within({**walk.given, **given}, length).__dict__)
         results = interpret(params["jaxpr"], [*consts, *carry, *rebuild(sliced)], inner)
         results = _arrays(results, body_outs)
         return results[:n_carry], (results[n_carry:], inner.records)

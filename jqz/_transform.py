@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jqz import _qtensor, _ste
+from jqz import _paths, _qtensor, _ste
 from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._scheme import Scheme, work_dtype
@@ -210,3 +210,9 @@ def bits_per_weight(tree: typing.Any) -> float:
     leaves = jax.tree.leaves(tree, is_leaf=is_qtensor)
     count = sum(leaf.size for leaf in leaves if hasattr(leaf, "size"))
     return 8 * size_bytes(tree) / count if count else 0.0
+
+
+def named_leaves(tree: typing.Any, drop: int = 0) -> list[tuple[str, typing.Any]]:
+    """Every leaf with its path, QTensors whole; the first ``drop`` parts of each path are left out."""
+    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_qtensor)
+    return [(_paths.name(path[drop:]), leaf) for path, leaf in flat]

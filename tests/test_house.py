@@ -35,7 +35,7 @@ FLOORS = (
     # 5: everything that users compose
     ("_inference", "algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
-    ("_convert",),
+    ("_convert", "_audit"),
     # 6: the command
     ("demo",),
     ("cli",),

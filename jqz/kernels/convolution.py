@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, total
+from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, obstacle, total
 from jqz._interpret import Equation, Rule
 from jqz._values import Levels, Value, as_levels
 
@@ -22,7 +22,9 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         weight = as_levels(met.weight) if met.side == 0 else None
         x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
+            eqn.say(how="rounded float", why=obstacle(met, weight, x))
             return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+        eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
         return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
 
     return {"conv_general_dilated": convolution}

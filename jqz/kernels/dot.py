@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, fits_int32, meet, total
+from jqz._activations import Inputs, code, fits_int32, meet, obstacle, total
 from jqz._interpret import Equation, Rule
 from jqz._values import Levels, Value, as_levels
 
@@ -44,7 +44,9 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
             (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
             result = dot_levels(*met.ordered(x, weight), Dims((tuple(lc), tuple(rc)), (tuple(lb), tuple(rb))))
         if result is None:  # the same rounding, in float
+            eqn.say(how="rounded float", why=obstacle(met, weight, x))
             return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+        eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
         return [result.astype(eqn.avals[0].dtype)]
 
     return {"dot_general": dot}
