@@ -19,6 +19,7 @@ from flax import linen as nn
 from sklearn.datasets import load_digits
 
 from jqz import schemes
+from jqz._audit import audit
 from jqz._granularity import PerAxis, PerTensor
 from jqz._inference import quantized
 from jqz._policy import Policy
@@ -347,31 +348,16 @@ def _coded(
     signal = sum(float(np.sum(w**2)) for _, w in pairs)
     # not compiled: a single batch is over sooner than a program for it is made
     infer = quantized(network.apply, inputs=schemes.Symmetric(bits=8))
+    report = audit(network.apply, inputs=schemes.Symmetric(bits=8))(qparams, images)
     return Coded(
         bits_per_weight(coded),
         size_bytes(coded),
         _gzipped(b"".join(np.asarray(q.payload).tobytes() for q in coded)),
         10 * math.log10(signal / noise) if noise else None,
         float(np.mean(np.asarray(infer(qparams, images)).argmax(-1) == classes)),
-        not _multiplies_floats(jax.make_jaxpr(infer)(qparams, images).jaxpr),
+        all(product.how == "int8" for product in report.products),
     )
 
 
 def _gzipped(raw: bytes) -> int:
     return len(gzip.compress(raw, 9, mtime=0))
-
-
-def _multiplies_floats(jaxpr: typing.Any) -> bool:
-    """Whether a dot or convolution of a jaxpr yields floats.
-
-    A branch of ``cond`` may: it is the same integer product for a processor that has no fast one.
-    """
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
-                return True
-        elif eqn.primitive.name != "cond":
-            inner = [getattr(value, "jaxpr", value) for value in eqn.params.values()]
-            if any(_multiplies_floats(one) for one in inner if hasattr(one, "eqns")):
-                return True
-    return False

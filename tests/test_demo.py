@@ -91,20 +91,15 @@ def test_training_is_straight_through_training():
         assert min(jax.tree.leaves(moved)) > 1e-3
 
 
-def test_products_of_floats_are_found():
-    w, x = jnp.ones((4, 4)), jnp.ones((2, 4))
-
-    def model(w, x):
-        return jax.jit(jnp.matmul)(x, w)
-
-    def finds(scheme, inputs):
-        q = jqz.quantize(w, scheme)
-        return demo._multiplies_floats(jax.make_jaxpr(jqz.quantized(model, inputs=inputs))(q, x).jaxpr)
-
-    int8 = jqz.Symmetric(bits=8)
-    assert not finds(int8, int8)
-    assert finds(int8, None)
-    assert finds(jqz.NormalFloat(bits=4), int8)
+def test_a_row_tells_whether_its_products_are_integers():
+    data, network = demo.digits(0), demo.Network()
+    params, images = network.init(jax.random.key(0), data.images[:1]), data.test_images[:8]
+    classes = np.asarray(network.apply(params, images)).argmax(-1)
+    for scheme, integer in ((jqz.Symmetric(bits=8), True), (jqz.NormalFloat(bits=8), False)):
+        coded = demo._coded(scheme, network, params, images, classes)
+        assert coded.integer == integer
+        assert coded.agreement >= 7 / 8
+        assert coded.sqnr_db > 30
 
 
 def test_command_measures(capsys):
