@@ -37,8 +37,9 @@ class Placement(abc.ABC):
 class KMeans(Placement):
     """Lloyd's iteration (Lloyd-Max): levels move to the mean of their values, values to their nearest level.
 
-    It starts from the levels that are optimal when there are many, and ends within a few hundredths of a
-    decibel of ``Exact``. Costs a sort of the values, and next to nothing for an iteration.
+    It starts from the levels that are optimal when there are many, and ends within 0.02 dB of ``Exact`` on Gaussian
+    and Laplacian values up to 4 bits; on values with heavy tails it may stop half a decibel short. It costs
+    a sort of the values, or a histogram if they are many, and next to nothing for an iteration.
     """
 
     iterations: int = 100
