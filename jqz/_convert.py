@@ -104,4 +104,3 @@ def convert(
 
 
 _merge = jax.jit(_sites.merge)
-

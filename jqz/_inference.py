@@ -93,7 +93,7 @@ def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -
 
 def _check_callable(who: str, fn: typing.Any) -> None:
     if not callable(fn):
-        raise TypeError(f"{who}: got {fn!r}, wanted a function. Use {who}(model.apply, ...).")
+        raise TypeError(f"{who}: got {type(fn).__name__}, wanted a function. Use {who}(model.apply, ...).")
 
 
 def _given(who: str, sites: Sites | None) -> dict[str, Stacked]:

@@ -2,8 +2,9 @@
 
 A width that is not a power of two is split into fields of 4, 2 and 1 bits (7 = 4 + 2 + 1). Each
 field is packed by itself, so a row of n codes takes less than one byte a field more than
-n * bits / 8. The narrowest field holds the lowest bits and comes first. Inside a field the layout is planar: with k values in a byte and
-u = ceil(n / k), byte j holds the values j, j + u, j + 2u, ... from its low end to its high end.
+n * bits / 8. The narrowest field holds the lowest bits and comes first. Inside a field the layout is
+planar: with k values in a byte and u = ceil(n / k), byte j holds the values j, j + u, j + 2u, ...
+from its low end to its high end.
 Planes are contiguous slices, which XLA vectorizes; interleaved neighbours would need strided
 access. Only the last axis is touched, so slices of the leading axes (scan, vmap, embedding
 rows, a sharded leading axis) are slices of the packed array as well.

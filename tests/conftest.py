@@ -5,6 +5,8 @@ import pathlib
 import jax
 import pytest
 
+pytest.register_assert_rewrite("laws", "studies")
+
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 

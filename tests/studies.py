@@ -31,6 +31,7 @@ class Study(typing.NamedTuple):
     slope: np.ndarray | None
     cotangent: np.ndarray
     gradient: np.ndarray
+    gradient_on_grid: np.ndarray  # where the grid was given instead of calibrated
     candidates: np.ndarray  # (k, *x.shape): every code up to 8 bits, else the neighbours of each code
     levels: np.ndarray  # their values
     kept: np.ndarray  # whether a level, quantized, is itself
@@ -48,9 +49,10 @@ def _study(scheme: Scheme) -> typing.Any:
             return codes, keyed.decode(codes, grid)
 
         grid = keyed.calibrate(x)
-        codes, values = there_and_back(x)
-        again, twice = there_and_back(values)
         zero = jnp.zeros_like(x)
+        # each use of encode costs compile time, so many arrays share one
+        coded, decoded = jax.vmap(there_and_back)(jnp.stack([x, -x, zero, -zero]))
+        codes, values = coded[0], decoded[0]
         payload, length = _qtensor.pack(codes, scheme)
         stored = _qtensor.QTensor(payload, grid, scheme, x.dtype, length).codes
         simulated, pull = jax.vjp(keyed.simulate, x)
@@ -62,7 +64,7 @@ def _study(scheme: Scheme) -> typing.Any:
         else:
             candidates = jnp.stack([codes - 1, codes, codes + 1])
         levels = jax.vmap(lambda c: keyed.decode(c, grid))(candidates)
-        kept = jax.vmap(lambda v: there_and_back(v)[1])(levels) == levels
+        again, twice = jax.vmap(there_and_back)(jnp.concatenate([values[None], levels]))
         affine, shapes = scheme.affine(grid), None
         if affine is not None:
             shapes = [None if part is None else (part.shape, part.dtype) for part in affine[:2]]
@@ -76,17 +78,18 @@ def _study(scheme: Scheme) -> typing.Any:
             codes,
             stored,
             values,
-            again,
-            twice,
-            jnp.stack([there_and_back(zero)[1], there_and_back(-zero)[1]]),
-            there_and_back(-x)[1],
+            again[0],
+            twice[0],
+            decoded[2:],
+            decoded[1],
             simulated,
             keyed.slope(x.astype(values.dtype), grid),
             cotangent,
             pull(cotangent)[0],
+            jax.vjp(lambda x: keyed.simulate(x, grid), x)[1](cotangent)[0],
             candidates,
             levels,
-            kept,
+            twice[1:] == levels,
             affine,
             None,
         ), shapes

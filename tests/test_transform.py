@@ -156,9 +156,7 @@ def test_stochastic_rounding_takes_a_key_for_each_leaf():
 
 def test_a_stored_scheme_holds_no_arrays():
     x = _normal(4, 4)
-    with pytest.raises(
-        TypeError, match=r"(?s)quantize: the array has the scheme .*an array.*key=key.*int\(bits\)"
-    ):
+    with pytest.raises(TypeError, match=r"(?s)quantize: the array has the scheme .*an array.*key=key.*int\(bits\)"):
         jqz.quantize(x, jqz.Symmetric(bits=4, rounding=jqz.rounding.Stochastic(jax.random.key(0))))
     with pytest.raises(TypeError, match="quantize: 'w' has the scheme"):
         jqz.quantize({"w": x}, lambda path, leaf: jqz.Symmetric(bits=jnp.int32(4)))
