@@ -1,0 +1,219 @@
+"""What does a training step cost that rounds weights, or weights and activations, next to the float step?
+
+    python benchmarks/training_step.py                       # ResNet-20, batch 128
+    python benchmarks/training_step.py --tuned               # the same with freed memory kept in the process
+    python benchmarks/training_step.py --model encoder       # a transformer encoder, 8 sequences of 128
+    python benchmarks/training_step.py --only float jqz      # leave the peers out
+    python benchmarks/training_step.py --quick --json        # does it run?
+
+One step is loss, gradient and an SGD update with momentum, under one jit; batch norm trains. Every variant
+runs once a round, in turn, so that a machine that slows down slows all of them; a ratio is the median over
+the rounds of a variant's time over the float model's in the same round. Processor time counts all threads
+and suffers less from other work on the machine. qwix is optional (pip install qwix).
+
+The float model is plain Flax. What ``jqz.simulated`` saves, it saves in the gradients of the convolutions'
+kernels, which XLA's CPU backend runs slowly as JAX writes them; ``jqz.fake_quantize`` leaves them alone.
+"""
+
+import argparse
+import collections.abc
+import ctypes
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+import typing
+
+import jax
+import jax.numpy as jnp
+import optax
+from networks import Encoder, ResNet
+
+import jqz
+
+Apply = collections.abc.Callable[[typing.Any, jax.Array], tuple[jax.Array, typing.Any]]
+GOALS = {"jqz weights": 1.05, "jqz simulated, weights": 1.05, "jqz simulated, weights + activations": 0.85}
+
+
+class Task(typing.NamedTuple):
+    """A Flax model, its variables, a batch, and the loss of what it returns."""
+
+    model: typing.Any
+    apply: Apply
+    variables: typing.Any
+    x: jax.Array
+    loss: typing.Callable[[jax.Array], jax.Array]
+
+
+def make_task(name: str, quick: bool) -> Task:
+    if name == "resnet":
+        model = ResNet((1, 1, 1) if quick else (3, 3, 3), 16, stem=3, classes=10)
+        x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3) if quick else (128, 32, 32, 3))
+        labels = jnp.arange(len(x)) % 10
+
+        def loss(logits: jax.Array) -> jax.Array:
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
+    else:
+        model = Encoder(layers=1, width=24, heads=2) if quick else Encoder()
+        x = jax.random.normal(jax.random.key(0), (2, 4, 24) if quick else (8, 128, 384))
+
+        def loss(y: jax.Array) -> jax.Array:
+            return jnp.square(y - jnp.roll(x, 1, axis=1)).mean()
+
+        apply = functools.partial(model.apply, mutable=["batch_stats"])
+    return Task(model, apply, model.init(jax.random.key(1), x), x, loss)
+
+
+def variants(task: Task) -> dict[str, Apply]:
+    """Name -> a function of variables and batch, to be trained as it stands."""
+    channel, heads = jqz.Symmetric(8, jqz.PerAxis(-1)), jqz.Symmetric(8, jqz.PerAxis((-2, -1)))
+    rules = {"**/kernel": channel}
+    if isinstance(task.model, Encoder):
+        rules = {"**/{query,key,value}/kernel": heads, **rules}
+    weights, both = jqz.Policy(rules), jqz.Policy(rules, inputs=jqz.Symmetric(8))
+    rows: dict[str, Apply] = {
+        "float": task.apply,
+        "jqz weights": lambda v, x: task.apply(jqz.fake_quantize(v, weights), x),
+        "jqz simulated, weights": lambda v, x: jqz.simulated(task.apply, weights)(v, None, x),
+        "jqz simulated, weights + activations": lambda v, x: jqz.simulated(task.apply, both)(v, None, x),
+    }
+    try:
+        import qwix
+    except ImportError:
+        print("qwix is not installed: its rows are left out (pip install qwix)", file=sys.stderr)
+        return rows
+    for name, inputs in {"qwix weights": None, "qwix weights + activations": jnp.int8}.items():
+        rule = qwix.QuantizationRule(weight_qtype=jnp.int8, act_qtype=inputs)
+        model = qwix.quantize_model(task.model, qwix.QtProvider([rule]))
+        rows[name] = functools.partial(model.apply, **task.apply.keywords)
+    return rows
+
+
+def make_step(task: Task, apply: Apply) -> tuple[typing.Any, typing.Any]:
+    """A jitted training step, and the state that it starts from."""
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    def loss(params: typing.Any, rest: typing.Any, x: jax.Array) -> tuple[jax.Array, typing.Any]:
+        out, updated = apply({"params": params, **rest}, x)
+        return task.loss(out), updated
+
+    @jax.jit
+    def step(state: typing.Any, x: jax.Array) -> tuple[typing.Any, jax.Array]:
+        params, rest, momentum = state
+        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(params, rest, x)
+        updates, momentum = optimizer.update(grads, momentum, params)
+        return (optax.apply_updates(params, updates), rest, momentum), value
+
+    params = task.variables["params"]
+    rest = {name: tree for name, tree in task.variables.items() if name != "params"}
+    return step, (params, rest, optimizer.init(params))
+
+
+def measure(task: Task, rows: dict[str, Apply], rounds: int) -> dict[str, dict[str, float]]:
+    """Compile seconds, medians and ratios of each row, the rows in turn."""
+    steps, compile_s, wall, processor = {}, {}, collections.defaultdict(list), collections.defaultdict(list)
+    for name, apply in rows.items():
+        step, state = make_step(task, apply)
+        start = time.perf_counter()
+        steps[name] = functools.partial(step.lower(state, task.x).compile(), state, task.x)
+        compile_s[name] = time.perf_counter() - start
+        jax.block_until_ready(steps[name]())
+    for _ in range(rounds):
+        for name, step in steps.items():
+            start, used = time.perf_counter(), time.process_time()
+            out = jax.block_until_ready(step())
+            wall[name].append(time.perf_counter() - start)
+            processor[name].append(time.process_time() - used)
+            del out
+
+    def ratio(times: dict[str, list[float]], name: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name], times["float"], strict=True))
+
+    return {
+        name: {
+            "ms": 1e3 * statistics.median(wall[name]),
+            "to_float": ratio(wall, name),
+            "processor_ms": 1e3 * statistics.median(processor[name]),
+            "processor_to_float": ratio(processor, name),
+            "trace_and_compile_s": compile_s[name],
+        }
+        for name in rows
+    }
+
+
+def show(results: dict[str, dict[str, float]], goals: dict[str, float]) -> None:
+    heads = ("", "ms", "/ float", "goal", "processor ms", "/ float", "compile s")
+    lines = [
+        (
+            name,
+            f"{row['ms']:.1f}",
+            f"{row['to_float']:.2f}",
+            f"<= {goals[name]:.2f}" if name in goals else "",
+            f"{row['processor_ms']:.1f}",
+            f"{row['processor_to_float']:.2f}",
+            f"{row['trace_and_compile_s']:.1f}",
+        )
+        for name, row in results.items()
+    ]
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        for name, *cells in (heads, *lines):
+            print(f"{name:38}" + "".join(f"{cell:>14}" for cell in cells))
+    else:
+        table = Table()
+        for head in heads:
+            table.add_column(head, justify="right" if head else "left", no_wrap=True)
+        for line in lines:
+            table.add_row(*line)
+        Console(width=110).print(table)
+
+
+def tune_allocator() -> None:
+    """Makes glibc keep what is freed: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX."""
+    libc = ctypes.CDLL("libc.so.6")
+    for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 64 << 20), (-8, 1)):
+        if libc.mallopt(option, value) != 1:
+            raise RuntimeError(f"mallopt({option}, {value}) failed: --tuned needs glibc.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("resnet", "encoder"), default="resnet")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="rows that begin with one of these")
+    parser.add_argument("--tuned", action="store_true", help="keep freed memory in the process (glibc)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: a smoke test")
+    parser.add_argument("--json", action="store_true", help="one JSON line, after the table")
+    args = parser.parse_args()
+    if args.tuned:
+        tune_allocator()
+    task = make_task(args.model, args.quick)
+    wanted = ("float", *args.only)
+    rows = {name: row for name, row in variants(task).items() if name.startswith(wanted)}
+    rounds = 2 if args.quick else args.rounds
+    load = os.getloadavg()[0]
+    results = measure(task, rows, rounds)
+    facts = {
+        "model": args.model,
+        "batch": list(task.x.shape),
+        "rounds": rounds,
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
+        "allocator": "tuned" if args.tuned else "default",
+        "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
+    }
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    show(results, GOALS if args.model == "resnet" and not args.quick else {})
+    if args.json:
+        print(json.dumps({**facts, "rows": results}))
+
+
+if __name__ == "__main__":
+    main()
