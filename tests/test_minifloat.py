@@ -1,5 +1,7 @@
 """Rounding to small floats against ml_dtypes, which converts by other means."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -140,5 +142,11 @@ def test_fit_never_reaches_beyond():
                 product = product * factor
             assert (product <= x).all()
             np.testing.assert_allclose(product, x, rtol=6e-7)
+    for factors in ((448.0,), (448.0, 6.0), (448.0, 127 / 64)):  # compilers take products in another order
+        for order in itertools.permutations(factors):
+            product = _minifloat.fit(jnp.float32(top), *factors)
+            for factor in order:
+                product = np.nextafter(product * np.float32(factor), np.float32(np.inf))
+            assert np.isfinite(product)
     assert _minifloat.fit(jnp.array([0.0, 1e-31]), 448.0).tolist() == [1, 1]
     assert not np.isfinite(_minifloat.fit(jnp.array([jnp.nan, jnp.inf]), 448.0)).any()

@@ -257,6 +257,14 @@ class PowerOfTwo(Scheme):
     def decode(self, codes: jax.Array, grid: ScaleGrid) -> jax.Array:
         return self._values(codes, self.granularity.expand(grid.scale, codes.shape))
 
+    def finite(self, x: jax.Array, codes: jax.Array, grid: typing.Any) -> jax.Array:
+        spare = self.codebook.spare(self.bits)
+        if spare is None:
+            return super().finite(x, codes, grid)
+        # the spare code is the extreme one, and codes are a quarter of the memory of values
+        extreme = jnp.min(codes, initial=0) if self.codebook.signed else jnp.max(codes, initial=0)
+        return extreme != spare
+
     def affine(self, grid: ScaleGrid) -> Affine | None:
         count = self._count
         if isinstance(count, jax.Array) or count > 7:  # 2**7 is no int8
