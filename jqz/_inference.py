@@ -18,7 +18,7 @@ from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Value, Weight, decode
-from jqz.kernels import convolution, dot, gather, simulate, structure, watch
+from jqz.kernels import convolution, dot, floats, gather, simulate, structure, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 
@@ -86,7 +86,7 @@ def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -
         rules.update({**dot.rules(at), **convolution.rules(at)})
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, Walk(rules, given, log=log))
+        return walk_through(fn, args, kwargs, Walk(rules, given, log=log, forms=floats.RULES))
 
     return run
 
@@ -153,7 +153,8 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
         decisions, treedef = resolve("simulated", policy, variables)
         rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
         weights = _tagged(treedef.flatten_up_to(rounded), decisions)
-        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, Walk(rules, _given("simulated", sites)))
+        walk = Walk(rules, _given("simulated", sites), forms=floats.RULES)
+        return walk_through(fn, (treedef.unflatten(weights), *args), kwargs, walk)
 
     return in_training
 
@@ -194,8 +195,8 @@ def observe(
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
-        walk = Walk(rules)
-        _walk(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
+        walk = Walk(rules, forms=floats.RULES)
+        walk_through(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
     return watched
@@ -210,7 +211,8 @@ def _tagged(leaves: Sequence[typing.Any], decisions: Sequence[Decision]) -> list
     return [v if d.scheme is None else Weight(v, d.path) for v, d in zip(leaves, decisions, strict=True)]
 
 
-def _walk(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
+def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
+    """Traces a function on the shapes of its arguments and evaluates its jaxpr by the rules of a walk."""
     flat, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=_is_leaf)
     traced = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
 

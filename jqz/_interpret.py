@@ -2,8 +2,9 @@
 
 A rule gets the equation and its operands, of which at least one is not a plain array, and returns the
 results, or None to decline. A primitive without a rule gets decoded operands: unknown primitives cost
-speed, never correctness. Calls, ``scan``, ``while``, ``cond``, ``checkpoint`` and custom derivatives are
-walked through wherever such an operand enters them.
+speed, never correctness. What is then left on plain arrays is offered to a second table, of other forms for the
+same arithmetic. Calls, ``scan``, ``while``, ``cond``, ``checkpoint`` and custom derivatives are
+walked through wherever such an operand enters them, or a primitive of the second table stands in them.
 
 Everything that differs between JAX versions stands in this file.
 """
@@ -58,6 +59,8 @@ class Stacked:
 class Walk:
     """One walk over a program: its rules, what they are given by name, and what they record by name.
 
+    ``forms`` are rules for equations on plain arrays.
+
     A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
     and ``empty()``, its neutral element, for the loops and branches that it may or may not come from.
     """
@@ -68,6 +71,7 @@ class Walk:
     names: dict[str, int] = dataclasses.field(default_factory=dict)
     log: dict[str, "Note"] | None = None
     steps: int = 1
+    forms: Rules = dataclasses.field(default_factory=dict)
 
     def name(self, path: str) -> str:
         """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
@@ -77,7 +81,7 @@ class Walk:
     def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
         """The same walk inside a body that is traced by itself: it records into a dict of its own."""
         given = self.given if given is None else given
-        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps)
+        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps, self.forms)
 
     def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
         """Takes over the names that a body used, and its records as they came out of it."""
@@ -107,7 +111,7 @@ class Equation:
     params: Mapping[str, typing.Any]
     avals: tuple[typing.Any, ...]
     scope: str
-    bind: Callable[..., list[jax.Array]]
+    bind: Callable[..., Sequence[jax.Array]]
     walk: Walk
     operands: list[Value]
     said: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -117,7 +121,7 @@ class Equation:
         self.said.update(kwargs)
 
     def on(self, *operands: Value) -> jax.Array:
-        """The single result of the original primitive on decoded operands."""
+        """The single result of the original primitive, or a form of it, on decoded operands."""
         return self.bind(*map(decode, operands))[0]
 
     def replace(self, index: int, value: Value) -> None:
@@ -156,32 +160,33 @@ def interpret(jaxpr: typing.Any, operands: list[Value], walk: Walk) -> list[Valu
 
 def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     name = eqn.primitive.name
+    lazy = any(isinstance(v, Lazy) for v in operands)
     logged = walk.log is not None and name in PRODUCTS
     said: dict[str, str] = {}
+
+    def plain(*arrays: jax.Array) -> Sequence[jax.Array]:
+        results = walk.forms[name](equation(), *arrays) if name in walk.forms else None
+        return _bind(eqn, arrays) if results is None else results
+
+    def equation() -> Equation:
+        scope, avals = str(eqn.source_info.name_stack), tuple(v.aval for v in eqn.outvars)
+        return Equation(name, eqn.params, avals, scope, plain, walk, operands, said)
+
     with eqn.ctx.manager:
-        if walk.log is not None or any(isinstance(v, Lazy) for v in operands):
-            if name in walk.rules and any(isinstance(v, Lazy) for v in operands):
-                equation = Equation(
-                    name,
-                    eqn.params,
-                    tuple(v.aval for v in eqn.outvars),
-                    str(eqn.source_info.name_stack),
-                    lambda *arrays: _bind(eqn, arrays),
-                    walk,
-                    operands,
-                    said,
-                )
-                weights = [v.path for v in operands if is_weight(v)]
-                results = walk.rules[name](equation, *operands)
-                if results is not None:
-                    if logged:
-                        _note(eqn, walk, weights, said)
-                    return results
-            if name in _HIGHER_ORDER:
-                return _HIGHER_ORDER[name](eqn, operands, walk)
+        weights = [v.path for v in operands if is_weight(v)]
+        results = walk.rules[name](equation(), *operands) if lazy and name in walk.rules else None
+        if results is None and name in _HIGHER_ORDER and (lazy or walk.log is not None or _holds(eqn, walk.forms)):
+            return _HIGHER_ORDER[name](eqn, operands, walk)
         if logged:
-            _note(eqn, walk, [v.path for v in operands if is_weight(v)], said)
-        return _bind(eqn, [decode(v) for v in operands])
+            _note(eqn, walk, weights, said)
+        return plain(*map(decode, operands)) if results is None else results
+
+
+def _holds(eqn: typing.Any, forms: Rules) -> bool:
+    """Whether a primitive that has another form stands in the jaxprs of an equation, or in theirs."""
+    params = [p for value in eqn.params.values() for p in (value if isinstance(value, tuple | list) else [value])]
+    inner = [e for p in params for e in getattr(getattr(p, "jaxpr", p), "eqns", ())] if forms else []
+    return any(e.primitive.name in forms or _holds(e, forms) for e in inner)
 
 
 def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str]) -> None:
@@ -212,7 +217,7 @@ def _call(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
 def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     """A function with its own derivative keeps it; where a weight passes through, its value is walked."""
     arrays = [decode(v) for v in operands]
-    if not any(is_weight(v) for v in operands):
+    if not any(is_weight(v) for v in operands) and not _holds(eqn, walk.forms):
         return _bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half

@@ -9,8 +9,8 @@ import numpy as np
 
 from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, obstacle, total
 from jqz._interpret import Equation, Rule
-from jqz._lowering import Convolution, convolve
 from jqz._values import Levels, Value, as_levels
+from jqz.lowerings.convolution import Convolution, convolve
 
 
 def rules(inputs: Inputs) -> dict[str, Rule]:

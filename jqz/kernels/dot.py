@@ -11,8 +11,8 @@ import numpy as np
 
 from jqz._activations import Inputs, code, fits_int32, meet, obstacle, total
 from jqz._interpret import Equation, Rule
-from jqz._lowering import dot as lowered_dot
 from jqz._values import Levels, Value, as_levels
+from jqz.lowerings.dot import dot as lowered_dot
 
 Axes = tuple[int, ...]
 
