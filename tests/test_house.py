@@ -17,7 +17,8 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 #: From the ground up. A room imports from lower floors only. ``x/*`` is every file of a package, x its __init__.
 FLOORS = (
     # 0: what stands on jax alone
-    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "lowerings/dot"),
+    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers"),
+    ("_allocator", "lowerings/dot"),
     ("lowerings/*",),
     ("lowerings",),
     # 1: the contract, and tools that schemes share
