@@ -18,7 +18,7 @@ from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Value, Weight, decode
-from jqz.kernels import convolution, dot, floats, gather, simulate, structure, watch
+from jqz.kernels import convolution, dot, floats, gather, row, simulate, structure, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 
@@ -80,10 +80,12 @@ def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -
     """``quantized(fn, sites, inputs=inputs)`` that takes a log to keep notes in (or None) before its arguments."""
     _check_callable("quantized", fn)
     given = _given("quantized", sites)
-    rules = {**structure.RULES, **gather.RULES}
+    rules = {**structure.RULES, **gather.RULES, **row.RULES}
     if inputs is not None or given:
         at = _input_policy("quantized", {} if inputs is None else inputs).input_at
-        rules.update({**dot.rules(at), **convolution.rules(at)})
+        integers, alone = dot.rules(at)["dot_general"], row.RULES["dot_general"]
+        rules.update(convolution.rules(at))
+        rules["dot_general"] = lambda *args: integers(*args) or alone(*args)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         return walk_through(fn, args, kwargs, Walk(rules, given, log=log, forms=floats.RULES))
