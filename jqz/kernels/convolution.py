@@ -97,12 +97,4 @@ def _accumulate(
     eqn: Equation, codes: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]], exact: bool
 ) -> jax.Array:
     """int8 x int8 -> int32; ``exact`` says that float32 would hold every sum."""
-    how = Convolution(
-        tuple(eqn.params["window_strides"]),
-        tuple(padding),
-        tuple(eqn.params["lhs_dilation"]),
-        tuple(eqn.params["rhs_dilation"]),
-        eqn.params["dimension_numbers"],
-        eqn.params["feature_group_count"],
-    )
-    return convolve(codes, kernel, how, exact)
+    return convolve(codes, kernel, Convolution.of(eqn.params, padding), exact)

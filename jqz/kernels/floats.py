@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from jqz._interpret import Equation, Rule
 from jqz.lowerings.convolution import Convolution, convolve
@@ -10,18 +11,10 @@ from jqz.lowerings.pooling import Windows, max_pool, sum_pool
 
 
 def _convolution(eqn: Equation, x: jax.Array, kernel: jax.Array) -> Sequence[jax.Array] | None:
-    if eqn.params["batch_group_count"] != 1 or eqn.avals[0].dtype != x.dtype:
+    plain = eqn.params["batch_group_count"] == 1 and x.dtype == kernel.dtype == eqn.avals[0].dtype
+    if not plain or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
-    how = Convolution(
-        tuple(eqn.params["window_strides"]),
-        tuple(eqn.params["padding"]),
-        tuple(eqn.params["lhs_dilation"]),
-        tuple(eqn.params["rhs_dilation"]),
-        eqn.params["dimension_numbers"],
-        eqn.params["feature_group_count"],
-        eqn.params["precision"],
-    )
-    return [convolve(x, kernel, how)] if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else None
+    return [convolve(x, kernel, Convolution.of(eqn.params))]
 
 
 def _windows(eqn: Equation) -> Windows:

@@ -17,7 +17,7 @@ import functools
 import itertools
 import math
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,6 @@ import numpy as np
 from jax import lax
 
 from jqz.lowerings.dot import dot, wide_dtype
-
-Pairs = Sequence[tuple[int, int]]
 
 #: Convolutions with no more channels than this, in and out, miss XLA's integer kernels.
 FEW = 16
@@ -51,6 +49,19 @@ class Convolution:
     numbers: lax.ConvDimensionNumbers
     groups: int = 1
     precision: typing.Any = None
+
+    @classmethod
+    def of(cls, params: Mapping[str, typing.Any], padding: Sequence[tuple[int, int]] | None = None) -> "Convolution":
+        """From the parameters of an equation; ``padding``, if given, replaces theirs."""
+        return cls(
+            tuple(params["window_strides"]),
+            tuple(params["padding"] if padding is None else padding),
+            tuple(params["lhs_dilation"]),
+            tuple(params["rhs_dilation"]),
+            params["dimension_numbers"],
+            params["feature_group_count"],
+            params["precision"],
+        )
 
     def space(self, x: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
         """The spatial shape of the result."""
