@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from jqz._granularity import Granularity, PerAxis, PerTensor
 from jqz._interpret import Equation
+from jqz._pending import Target, waiting
+from jqz._requant import Requant
 from jqz._scheme import Chain, Grid, Scheme
 from jqz._values import Activation, Lazy, Levels, Value, decode, is_weight
 
@@ -61,23 +63,22 @@ class Meeting:
         """The two in the order of the equation's operands."""
         return (x, weight) if self.side == 0 else (weight, x)
 
-    def rounded(self, form: Callable[[jax.Array, Scheme, Grid], Value]) -> Value:
+    def rounded(self, form: Callable[[Value, Scheme, Grid], Value]) -> Value:
         """The activation as ``form(x, scheme, grid)`` rounds it, once for all products that read it."""
         assert self.scheme is not None
         if isinstance(self.x, Activation) and self.x.scheme == self.scheme:
             return self.x.rounded
-        x = decode(self.x)
         static = self.grid is not None
-        value = form(x, self.scheme, self.grid)
+        value = form(self.x, self.scheme, self.grid)
         if value is not None:
-            kept = Activation(None if static else x, value, self.scheme, self.name)
+            kept = Activation(None if static else decode(self.x), value, self.scheme, self.name)
             self.eqn.replace(self.side, kept)
         return value
 
-    def in_float(self) -> jax.Array:
+    def in_float(self, form: Callable[[Value, Scheme, Grid], Value]) -> jax.Array:
         """The rounded activation as an array, for a product that finds no integer form."""
         assert self.scheme is not None
-        coded = self.rounded(code)
+        coded = self.rounded(form)
         return decode(coded) if coded is not None else self.scheme.simulate(decode(self.x), self.grid)
 
 
@@ -118,13 +119,30 @@ def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
     return tuple(i for i in range(len(dims.lhs_spec)) if i != kept)
 
 
-def code(x: jax.Array, scheme: Scheme, grid: Grid) -> Levels | None:
-    """Codes an activation, or None where its scheme has no integer levels; without a grid, on one of its own."""
-    grid = scheme.calibrate(x) if grid is None else grid
-    affine = scheme.affine(grid)
-    if affine is None:
-        return None
-    return Levels(affine.levels(scheme.encode(x, grid)), affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
+def coder(requant: Requant | None = None) -> Callable[[Value, Scheme, Grid], Levels | None]:
+    """How to code an activation: None where its scheme has no integer levels; without a grid, on one of its own.
+
+    What waits to be rounded is rounded by ``requant``, if the grid is one and its levels are all integers
+    between two.
+    """
+
+    def code(x: Value, scheme: Scheme, grid: Grid) -> Levels | None:
+        grid = scheme.calibrate(decode(x)) if grid is None else grid
+        affine = scheme.affine(grid)
+        if affine is None:
+            return None
+        expression = None
+        if requant is not None and affine.ends is not None and affine.scale.size == 1:
+            expression = waiting(x)
+        if requant is None or expression is None:
+            levels = affine.levels(scheme.encode(decode(x), grid))
+        else:
+            zero_point = jnp.int32(0) if affine.zero_point is None else affine.zero_point.reshape(())
+            low, high = (jnp.int32(end) for end in typing.cast(tuple[int, int], affine.ends))
+            levels = expression.codes(Target(requant, affine.scale.reshape(()), zero_point, low, high))
+        return Levels(levels, affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
+
+    return code
 
 
 def fits_int32(terms: int, a: Levels, b: Levels) -> bool:

@@ -16,42 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _ste
-from jqz._values import Lazy, Value, Weight, decode, is_weight
+from jqz._stacked import Stacked
+from jqz._values import Lazy, Pending, Value, Weight, decode, is_weight
 
 Rule = Callable[..., Sequence[Value] | None]
 Rules = Mapping[str, Rule]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stacked:
-    """A pytree that belongs to a place in a program; one for each step of the scans around it, outermost first."""
-
-    tree: typing.Any
-    lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-
-    def merge(self, other: "Stacked") -> "Stacked":
-        """Merges step by step."""
-        merge = lambda a, b: a.merge(b)  # noqa: E731
-        for _ in self.lengths:
-            merge = jax.vmap(merge)
-        return Stacked(merge(self.tree, other.tree), self.lengths)
-
-    def folded(self, length: int) -> "Stacked":
-        """All steps of a scan merged into one, for a place whose weight every step shares."""
-
-        def step(total, one):
-            return total.merge(Stacked(one, self.lengths)), None
-
-        start = jax.tree.map(lambda t: t[0], self.tree)
-        rest = jax.tree.map(lambda t: t[1:], self.tree)
-        return jax.lax.scan(step, Stacked(start, self.lengths), rest, length=length - 1)[0]
-
-    def empty(self) -> "Stacked":
-        """The neutral element of every step."""
-        return Stacked(
-            jax.tree.map(lambda e, t: jnp.broadcast_to(e, t.shape), self.tree.empty(), self.tree), self.lengths
-        )
 
 
 @dataclasses.dataclass
@@ -68,6 +37,8 @@ class Walk:
     names: dict[str, int] = dataclasses.field(default_factory=dict)
     log: dict[str, "Note"] | None = None
     steps: int = 1
+    #: Without them, functions with derivatives of their own and checkpoints are walked as their bodies.
+    derivatives: bool = True
 
     def name(self, path: str) -> str:
         """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
@@ -77,7 +48,7 @@ class Walk:
     def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
         """The same walk inside a body that is traced by itself: it records into a dict of its own."""
         given = self.given if given is None else given
-        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps)
+        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps, self.derivatives)
 
     def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
         """Takes over the names that a body used, and its records as they came out of it."""
@@ -123,6 +94,23 @@ class Equation:
     def replace(self, index: int, value: Value) -> None:
         """Lets whoever reads this operand later read ``value`` instead."""
         self.operands[index] = value
+
+
+def either(*tables: Rules) -> Rules:
+    """One table; an equation that the first rule of a name declines is offered to the next."""
+    merged: dict[str, Rule] = {}
+    for table in tables:
+        for name, rule in table.items():
+            merged[name] = _first(merged[name], rule) if name in merged else rule
+    return merged
+
+
+def _first(one: Rule, other: Rule) -> Rule:
+    def rule(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
+        results = one(eqn, *operands)
+        return other(eqn, *operands) if results is None else results
+
+    return rule
 
 
 def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any, typing.Any]:
@@ -205,12 +193,14 @@ def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 def _call(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
     """A call is its body: results may stay lazy across it."""
-    body = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    body = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     return interpret(body, operands, walk)
 
 
 def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     """A function with its own derivative keeps it; where a weight passes through, its value is walked."""
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
     if not any(is_weight(v) for v in operands):
         return _bind(eqn, arrays)
@@ -227,7 +217,9 @@ def _with_gradient(value: Value, source: jax.Array) -> Value:
     return _ste.straight_through(source, decode(value))
 
 
-def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     inner = walk.within()
 
     def body(*operands):
@@ -241,8 +233,13 @@ def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.
     return results
 
 
+def _settled(operands: list[Value]) -> list[Value]:
+    """Operands of an equation whose body is traced by itself, where an expression of outer values is no use."""
+    return [decode(v) if isinstance(v, Pending) else v for v in operands]
+
+
 def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
-    params, length = eqn.params, eqn.params["length"]
+    params, length, operands = eqn.params, eqn.params["length"], _settled(operands)
     if "num_consts" in params:
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
@@ -305,6 +302,7 @@ def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], 
 
 
 def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    operands = _settled(operands)
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
     inner = walk.within()
@@ -338,7 +336,7 @@ def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
 
         return run
 
-    index, *rest = operands
+    index, *rest = _settled(operands)
     branches = [branch(j) for j in eqn.params["branches"]]
     nothing: dict[str, Stacked] = {}
     for run in branches:  # a branch that is not taken records the neutral element of what the others do

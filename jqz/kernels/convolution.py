@@ -1,4 +1,4 @@
-"""Integer convolution: a coded kernel meets an activation that is coded on the fly."""
+"""Integer convolution: a coded kernel meets an activation that is coded on its way in."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, obstacle, total
+from jqz._activations import Inputs, coder, contracted, exact_in_float32, fits_int32, meet, obstacle, total
 from jqz._interpret import Equation, Rule
+from jqz._pending import Scaled, product
+from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
 
 
-def rules(inputs: Inputs) -> dict[str, Rule]:
-    """The rule table for dynamic integer convolutions, given the schemes of the activations."""
+def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
+    """The rule table for integer convolutions, given the schemes of the activations.
+
+    With ``requant``, results on static grids wait to be rescaled by it.
+    """
+    code = coder(requant)
 
     def convolution(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands, inputs)
@@ -23,9 +29,11 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+            return [eqn.on(*met.ordered(met.in_float(code), met.weight))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
+        result = _convolve(eqn, x, weight)
+        waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
+        return [result if waits else result.decode().astype(eqn.avals[0].dtype)]
 
     return {"conv_general_dilated": convolution}
 
@@ -40,7 +48,7 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
     return not dilated and fits_int32(_terms(w, summed), x, w)
 
 
-def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
+def _convolve(eqn: Equation, x: Levels, w: Levels) -> Scaled:
     spec = eqn.params["dimension_numbers"]
     summed = contracted(eqn, 1)
     w = w.ungrouped(spec.rhs_spec[:1])
@@ -70,7 +78,7 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
     dtype = np.promote_types(x.scale.dtype, w.scale.dtype)
-    return acc.astype(dtype) * (of_batch(x.scale).astype(dtype) * of_channels(w.scale).astype(dtype))
+    return product(acc, (of_batch(x.scale).astype(dtype), of_channels(w.scale).astype(dtype)), dtype)
 
 
 def _terms(w: Levels, summed: tuple[int, ...]) -> int:

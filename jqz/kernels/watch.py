@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 
 from jqz._activations import Inputs, meet
-from jqz._interpret import Equation, Rule, Stacked
+from jqz._interpret import Equation, Rule
 from jqz._observer import Observer
 from jqz._sites import Seen
+from jqz._stacked import Stacked
 from jqz._values import Value, decode
 
 
