@@ -31,7 +31,7 @@ def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
             return [eqn.on(*met.ordered(met.in_float(code), met.weight))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        result = _convolve(eqn, x, weight)
+        result = _convolve(eqn, x, weight, requant is None or not requant.integer)
         waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
         return [result if waits else result.decode().astype(eqn.avals[0].dtype)]
 
@@ -48,7 +48,8 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
     return not dilated and fits_int32(_terms(w, summed), x, w)
 
 
-def _convolve(eqn: Equation, x: Levels, w: Levels) -> Scaled:
+def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
+    """The convolution of levels; with ``floats``, in float32 where that is exact and faster."""
     spec = eqn.params["dimension_numbers"]
     summed = contracted(eqn, 1)
     w = w.ungrouped(spec.rhs_spec[:1])
@@ -68,12 +69,13 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> Scaled:
     codes, padding = x.levels, eqn.params["padding"]
     if x.zero_point is not None:
         codes, padding = _pad(x, spec, padding), [(0, 0)] * len(padding)
-    acc = _accumulate(eqn, codes, w.levels, padding, exact_in_float32(_terms(w, summed), x, w))
+    exact = floats and exact_in_float32(_terms(w, summed), x, w)
+    acc = _accumulate(eqn, codes, w.levels, padding, exact)
     if x.zero_point is not None:
         acc = acc - of_batch(x.zero_point) * of_channels(total(w.levels, summed))
     if w.zero_point is not None:
         # the sum of the window of every output, zero points of the padding included
-        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact_in_float32(_terms(w, summed), x, w))
+        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact)
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)

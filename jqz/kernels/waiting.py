@@ -1,6 +1,7 @@
 """What may follow an integer product without leaving the integers: bias, normalization, relu, pooling, residuals."""
 
 import math
+import typing
 from collections.abc import Callable, Sequence
 
 import jax
@@ -20,6 +21,18 @@ def rules(requant: Requant) -> dict[str, Rule]:
         known = isinstance(value, Waiting) and value.known and not requant.integer
         return None if known else waiting(value)
 
+    def summand(value: Value, aval: typing.Any) -> Scaled | None:
+        """The value as an expression that can be added to and multiplied, in the shape of an elementwise result."""
+        inner = form(value)
+        if inner is None or (inner.shape != aval.shape and not requant.integer):
+            return None
+        if inner.shape != aval.shape:
+            inner = Moved(aval, (inner,), lambda array: jnp.broadcast_to(array, aval.shape))
+        if isinstance(inner, Scaled):
+            return inner
+        one = jnp.ones((1,) * len(aval.shape), jnp.float32)
+        return Scaled(aval, (Part(inner, (one, one)),))
+
     def guarded(rule: Callable[..., Value | None]) -> Rule:
         """Offers a rule equations on what waits, with one float32 result."""
 
@@ -34,33 +47,33 @@ def rules(requant: Requant) -> dict[str, Rule]:
         return offered
 
     def add(eqn: Equation, a: Value, b: Value, sign: int = 1) -> Value | None:
-        shape = eqn.avals[0].shape
-        left, right = _sum(form(a), shape), _sum(form(b), shape)
+        aval = eqn.avals[0]
+        left, right = summand(a, aval), summand(b, aval)
         if right is None:
-            return None if left is None else left.plus(_ranked(sign * decode(b), len(shape)))
+            return None if left is None else left.plus(_ranked(sign * decode(b), aval.ndim))
         right = right if sign == 1 else right.times(jnp.float32(-1))
-        return right.plus(_ranked(decode(a), len(shape))) if left is None else left.plus(right.offset, right.parts)
+        return right.plus(_ranked(decode(a), aval.ndim)) if left is None else left.plus(right.offset, right.parts)
 
     def subtract(eqn: Equation, a: Value, b: Value) -> Value | None:
         return add(eqn, a, b, -1)
 
     def multiply(eqn: Equation, a: Value, b: Value) -> Value | None:
-        shape = eqn.avals[0].shape
+        aval = eqn.avals[0]
         for x, factor in ((a, b), (b, a)):
-            inner = _sum(form(x), shape)
-            if inner is not None and _is_small(factor, shape):
-                return inner.times(_ranked(decode(factor), len(shape)))
+            inner = summand(x, aval)
+            if inner is not None and _is_small(factor, aval.shape):
+                return inner.times(_ranked(decode(factor), aval.ndim))
         return None
 
     def divide(eqn: Equation, a: Value, b: Value) -> Value | None:
-        shape = eqn.avals[0].shape
-        inner = _sum(form(a), shape)
-        if inner is None or not _is_small(b, shape):
+        aval = eqn.avals[0]
+        inner = summand(a, aval)
+        if inner is None or not _is_small(b, aval.shape):
             return None
-        return inner.times(1 / _ranked(decode(b), len(shape)))
+        return inner.times(1 / _ranked(decode(b), aval.ndim))
 
     def negate(eqn: Equation, a: Value) -> Value | None:
-        inner = _sum(form(a), eqn.avals[0].shape)
+        inner = summand(a, eqn.avals[0])
         return None if inner is None else inner.times(jnp.float32(-1))
 
     def bounded(low: Value | None, x: Value, high: Value | None) -> Value | None:
@@ -130,16 +143,6 @@ def rules(requant: Requant) -> dict[str, Rule]:
         }.items()
         for name in names
     }
-
-
-def _sum(inner: Waiting | None, shape: tuple[int, ...]) -> Scaled | None:
-    """An expression that can be added to and multiplied, of the shape that an elementwise result has."""
-    if inner is None or inner.shape != shape:
-        return None
-    if isinstance(inner, Scaled):
-        return inner
-    one = jnp.ones((1,) * len(shape), jnp.float32)
-    return Scaled(inner.aval, (Part(inner, (one, one)),))
 
 
 def _constant(value: Value) -> Constant:
