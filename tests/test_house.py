@@ -17,7 +17,7 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 #: From the ground up. A room imports from lower floors only. ``x/*`` is every file of a package, x its __init__.
 FLOORS = (
     # 0: what stands on jax alone
-    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers"),
+    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "_lowering"),
     # 1: the contract, and tools that schemes share
     ("_scheme", "_levels", "_input_groups"),
     ("_minifloat", "_clustering", "_observer", "_requant"),
