@@ -10,7 +10,7 @@ import numpy as np
 
 from jqz import _paths, observers
 from jqz._activations import Site
-from jqz._interpret import Note, Stacked, Walk, interpret, trace
+from jqz._interpret import PRODUCTS, Note, Stacked, Walk, interpret, trace
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
@@ -81,12 +81,14 @@ def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -
     _check_callable("quantized", fn)
     given = _given("quantized", sites)
     rules = {**structure.RULES, **gather.RULES}
+    always: frozenset[str] = frozenset()
     if inputs is not None or given:
-        at = _input_policy("quantized", {} if inputs is None else inputs).input_at
-        rules.update({**dot.rules(at), **convolution.rules(at)})
+        policy = _input_policy("quantized", {} if inputs is None else inputs)
+        rules.update({**dot.rules(policy.input_at), **convolution.rules(policy.input_at)})
+        always = _always(policy, given)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, Walk(rules, given, log=log))
+        return _walk(fn, args, kwargs, Walk(rules, given, log=log, always=always))
 
     return run
 
@@ -94,6 +96,12 @@ def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -
 def _check_callable(who: str, fn: typing.Any) -> None:
     if not callable(fn):
         raise TypeError(f"{who}: got {type(fn).__name__}, wanted a function. Use {who}(model.apply, ...).")
+
+
+def _always(policy: PolicyLike, given: Mapping[str, typing.Any]) -> frozenset[str]:
+    """The primitives to look at wherever they stand: products, if any without weights is to be rounded."""
+    globs = [glob for glob, _ in policy.inputs] if isinstance(policy, Policy) else []
+    return frozenset(PRODUCTS) if any(map(_paths.names_product, [*globs, *given])) else frozenset()
 
 
 def _given(who: str, sites: Sites | None) -> dict[str, Stacked]:
@@ -153,7 +161,9 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
         decisions, treedef = resolve("simulated", policy, variables)
         rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
         weights = _tagged(treedef.flatten_up_to(rounded), decisions)
-        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, Walk(rules, _given("simulated", sites)))
+        given = _given("simulated", sites)
+        walk = Walk(rules, given, always=_always(policy, given))
+        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, walk)
 
     return in_training
 
@@ -194,7 +204,7 @@ def observe(
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
-        walk = Walk(rules)
+        walk = Walk(rules, always=_always(policy, {}))
         _walk(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 

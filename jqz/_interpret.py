@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jqz import _ste
+from jqz import _paths, _ste
 from jqz._values import Lazy, Value, Weight, decode, is_weight
 
 Rule = Callable[..., Sequence[Value] | None]
@@ -59,7 +59,8 @@ class Walk:
     """One walk over a program: its rules, what they are given by name, and what they record by name.
 
     A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
-    and ``empty()``, its neutral element, for the loops and branches that it may or may not come from.
+    and ``empty()``, its neutral element, for the loops and branches that it may or may not come from. Primitives
+    in ``always`` are offered to their rules whatever their operands are, in every body; ``scope`` is where it is.
     """
 
     rules: Rules
@@ -68,6 +69,8 @@ class Walk:
     names: dict[str, int] = dataclasses.field(default_factory=dict)
     log: dict[str, "Note"] | None = None
     steps: int = 1
+    always: frozenset[str] = frozenset()
+    scope: tuple[str, ...] = ()
 
     def name(self, path: str) -> str:
         """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
@@ -77,7 +80,7 @@ class Walk:
     def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
         """The same walk inside a body that is traced by itself: it records into a dict of its own."""
         given = self.given if given is None else given
-        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps)
+        return dataclasses.replace(self, given=given, records={}, names=dict(self.names), steps=self.steps * steps)
 
     def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
         """Takes over the names that a body used, and its records as they came out of it."""
@@ -95,18 +98,20 @@ class Note(typing.NamedTuple):
     steps: int
 
 
-#: The primitives that an audit reports.
-PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
+#: The primitives that an audit reports, and what it calls them.
+PRODUCTS = {
+    "dot_general": "dot", "conv_general_dilated": "conv", "ragged_dot": "ragged dot", "ragged_dot_general": "ragged dot"
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Equation:
-    """An equation as a rule sees it."""
+    """An equation as a rule sees it; ``label`` names where it stands, for one without weights."""
 
     primitive: str
     params: Mapping[str, typing.Any]
     avals: tuple[typing.Any, ...]
-    scope: str
+    label: str
     bind: Callable[..., list[jax.Array]]
     walk: Walk
     operands: list[Value]
@@ -158,37 +163,48 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
     name = eqn.primitive.name
     logged = walk.log is not None and name in PRODUCTS
     said: dict[str, str] = {}
+    lazy = any(isinstance(v, Lazy) for v in operands)
     with eqn.ctx.manager:
-        if walk.log is not None or any(isinstance(v, Lazy) for v in operands):
-            if name in walk.rules and any(isinstance(v, Lazy) for v in operands):
-                equation = Equation(
-                    name,
-                    eqn.params,
-                    tuple(v.aval for v in eqn.outvars),
-                    str(eqn.source_info.name_stack),
-                    lambda *arrays: _bind(eqn, arrays),
-                    walk,
-                    operands,
-                    said,
-                )
-                weights = [v.path for v in operands if is_weight(v)]
-                results = walk.rules[name](equation, *operands)
-                if results is not None:
-                    if logged:
-                        _note(eqn, walk, weights, said)
-                    return results
-            if name in _HIGHER_ORDER:
-                return _HIGHER_ORDER[name](eqn, operands, walk)
+        if name in walk.rules and (lazy or name in walk.always):
+            equation = Equation(
+                name,
+                eqn.params,
+                tuple(v.aval for v in eqn.outvars),
+                _label(eqn, walk),
+                lambda *arrays: _bind(eqn, arrays),
+                walk,
+                operands,
+                said,
+            )
+            weights = [v.path for v in operands if is_weight(v)]
+            results = walk.rules[name](equation, *operands)
+            if results is not None:
+                if logged:
+                    _note(eqn, walk, weights, said)
+                return results
+        if name in _HIGHER_ORDER and (lazy or walk.always or walk.log is not None):
+            outer, walk.scope = walk.scope, _scope(eqn, walk)
+            results = _HIGHER_ORDER[name](eqn, operands, walk)
+            walk.scope = outer
+            return results
         if logged:
             _note(eqn, walk, [v.path for v in operands if is_weight(v)], said)
         return _bind(eqn, [decode(v) for v in operands])
 
 
+def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
+    """The named scopes around an equation, those of the calls that it stands in included; no transformations."""
+    return (*walk.scope, *(part.name for part in eqn.source_info.name_stack.stack if type(part).__name__ == "Scope"))
+
+
+def _label(eqn: typing.Any, walk: Walk) -> str:
+    return _paths.product("/".join(_scope(eqn, walk)), PRODUCTS.get(eqn.primitive.name) or eqn.primitive.name)
+
+
 def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str]) -> None:
     assert walk.log is not None
     path = weights[0] if weights else None
-    scope = str(eqn.source_info.name_stack) or "product"
-    name = said.get("name") or walk.name(path if path is not None else f"({scope})")
+    name = said.get("name") or walk.name(" x ".join(weights) or _label(eqn, walk))
     why = "no coded weight" if path is None else "weight-only: activations stay float"
     walk.log[name] = Note(eqn, said.get("how", "float"), said.get("why", why), path, walk.steps)
 
@@ -266,12 +282,13 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
         body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
     scanned = {v.path for v in operands[n_consts + n_carry :] if is_weight(v)}
+
+    def own(name: str) -> bool:  # layers have weights of their own; steps of a recurrence do not
+        return bool(scanned) if _paths.names_product(name) else name.split("#")[0] in scanned
+
     walk.absorb(
         inner,
-        {
-            name: Stacked(r.tree, (length, *r.lengths)) if name.split("#")[0] in scanned else r.folded(length)
-            for name, r in records.items()
-        },
+        {name: Stacked(r.tree, (length, *r.lengths)) if own(name) else r.folded(length) for name, r in records.items()},
     )
     return [*carry, *stacked]
 

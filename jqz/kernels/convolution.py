@@ -19,11 +19,11 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight = as_levels(met.weight) if met.side == 0 else None
+        weight = as_levels(met.against(code)) if met.side == 0 else None
         x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+            return [eqn.on(*met.both_in_float())]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
         return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
 

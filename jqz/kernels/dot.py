@@ -38,14 +38,14 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight, x = as_levels(met.weight), met.rounded(code)
+        weight, x = as_levels(met.against(code)), met.rounded(code)
         result = None
         if weight is not None and x is not None:
             (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
             result = dot_levels(*met.ordered(x, weight), Dims((tuple(lc), tuple(rc)), (tuple(lb), tuple(rb))))
         if result is None:  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+            return [eqn.on(*met.both_in_float())]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
         return [result.astype(eqn.avals[0].dtype)]
 

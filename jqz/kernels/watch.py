@@ -16,10 +16,10 @@ def rules(inputs: Inputs, observer: Callable[[str], Observer]) -> dict[str, Rule
         met = meet(eqn, operands, inputs)
         if met is None:
             return None
-        x = decode(met.x)
-        if met.scheme is not None:
-            seen = Seen(observer(met.weight.path).update(x), x.ndim)
-            eqn.walk.records[met.name] = Stacked(seen)
-        return [eqn.on(*met.ordered(x, met.weight))]
+        for one in (met, met.other):
+            if one is not None and one.scheme is not None:
+                x = decode(one.x)
+                eqn.walk.records[one.name] = Stacked(Seen(observer(one.name.split("#")[0]).update(x), x.ndim))
+        return [eqn.on(*operands)]
 
     return {"dot_general": product, "conv_general_dilated": product}
