@@ -209,7 +209,14 @@ def photographs(size: int, cache: pathlib.Path) -> tuple[jax.Array, np.ndarray]:
 
 def tiny(size: int) -> tuple[Lite0, dict, jax.Array, np.ndarray]:
     """A small network of the same structure with random weights, noise for images and its own answers for labels."""
-    model = Lite0(TINY, stem=4, head=32, classes=10)
-    images = jax.random.uniform(jax.random.key(0), (20, size, size, 3), minval=-1.0)
-    weights = jax.jit(model.init)(jax.random.key(1), images)
+    model, rng = Lite0(TINY, stem=4, head=32, classes=10), np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(-1, 1, (20, size, size, 3)), jnp.float32)
+
+    def fill(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return jnp.ones(leaf.shape)
+        return jnp.asarray(rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1])), jnp.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    weights = jax.tree_util.tree_map_with_path(fill, shapes)
     return model, weights, images, np.asarray(jnp.argmax(jax.jit(model.apply)(weights, images), -1))
