@@ -5,6 +5,7 @@ straight-through training, and ``quantized`` runs an unmodified function on code
 """
 
 from jqz import _ranges as ranges
+from jqz import _requant as requant
 from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
@@ -15,6 +16,7 @@ from jqz._inference import observe, quantized, simulated
 from jqz._input_groups import PerInputGroup
 from jqz._policy import Policy
 from jqz._qtensor import QTensor
+from jqz._requant import Gemmlowp
 from jqz._scheme import Affine, Identity, Scheme, chain
 from jqz._sites import calibrate, merge
 from jqz._transform import bits_per_weight, dequantize, fake_quantize, quantize, size_bytes
@@ -42,6 +44,7 @@ __all__ = [
     "Codebook",
     "FixedPoint",
     "Float",
+    "Gemmlowp",
     "Granularity",
     "Identity",
     "Net",
@@ -71,6 +74,7 @@ __all__ = [
     "quantize",
     "quantized",
     "ranges",
+    "requant",
     "rounding",
     "schemes",
     "simulated",

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 
 from jqz import _paths
 from jqz._granularity import Granularity, PerAxis, PerTensor
-from jqz._interpret import Equation
+from jqz._pending import Target, waiting
+from jqz._requant import Requant
 from jqz._scheme import Chain, Grid, Scheme
 from jqz._values import Activation, Levels, Value, decode, is_weight
+from jqz._walk import Equation
 
 #: Gives the scheme of what meets the weight at a path, or None to leave it float.
 Inputs = Callable[[str], Scheme | None]
 #: Rounds an activation on a grid, or on one of its own; None where there is no such form of it.
-Form = Callable[[jax.Array, Scheme, Grid], Value]
+Form = Callable[[Value, Scheme, Grid], Value]
 
 
 def input_scheme(scheme: Scheme, shape: tuple[int, ...], contracted: Iterable[int]) -> Scheme:
@@ -74,11 +76,10 @@ class Meeting:
         assert self.scheme is not None
         if isinstance(self.x, Activation) and self.x.scheme == self.scheme:
             return self.x.rounded
-        x = decode(self.x)
         static = self.grid is not None
-        value = form(x, self.scheme, self.grid)
+        value = form(self.x, self.scheme, self.grid)
         if value is not None:
-            kept = Activation(None if static else x, value, self.scheme, self.name)
+            kept = Activation(None if static else decode(self.x), value, self.scheme, self.name)
             self.eqn.replace(self.side, kept)
         return value
 
@@ -86,16 +87,16 @@ class Meeting:
         """What the activation meets: the weight as it is, or the other activation as ``form`` rounds it."""
         return self.weight if self.other is None or self.other.scheme is None else self.other.rounded(form)
 
-    def in_float(self) -> jax.Array:
+    def in_float(self, form: Form) -> jax.Array:
         """The rounded activation as an array, for a product that finds no integer form."""
         assert self.scheme is not None
-        coded = self.rounded(code)
+        coded = self.rounded(form)
         return decode(coded) if coded is not None else self.scheme.simulate(decode(self.x), self.grid)
 
-    def both_in_float(self) -> tuple[Value, Value]:
+    def both_in_float(self, form: Form) -> tuple[Value, Value]:
         """The operands of the equation, rounded activations as arrays."""
         rounded = self.other is not None and self.other.scheme is not None
-        return self.ordered(self.in_float(), self.other.in_float() if self.other and rounded else self.weight)
+        return self.ordered(self.in_float(form), self.other.in_float(form) if self.other and rounded else self.weight)
 
 
 def meet(eqn: Equation, operands: Sequence[Value], inputs: Inputs) -> Meeting | None:
@@ -156,13 +157,30 @@ def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
     return tuple(i for i in range(len(dims.lhs_spec)) if i != kept)
 
 
-def code(x: jax.Array, scheme: Scheme, grid: Grid) -> Levels | None:
-    """Codes an activation, or None where its scheme has no integer levels; without a grid, on one of its own."""
-    grid = scheme.calibrate(x) if grid is None else grid
-    affine = scheme.affine(grid)
-    if affine is None:
-        return None
-    return Levels(affine.levels(scheme.encode(x, grid)), affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
+def coder(requant: Requant | None = None) -> Callable[[Value, Scheme, Grid], Levels | None]:
+    """How to code an activation: None where its scheme has no integer levels; without a grid, on one of its own.
+
+    What waits to be rounded is rounded by ``requant``, if the grid is one and its levels are all integers
+    between two.
+    """
+
+    def code(x: Value, scheme: Scheme, grid: Grid) -> Levels | None:
+        grid = scheme.calibrate(decode(x)) if grid is None else grid
+        affine = scheme.affine(grid)
+        if affine is None:
+            return None
+        expression = None
+        if requant is not None and affine.ends is not None and affine.scale.size == 1:
+            expression = waiting(x)
+        if requant is None or expression is None:
+            levels = affine.levels(scheme.encode(decode(x), grid))
+        else:
+            zero_point = jnp.int32(0) if affine.zero_point is None else affine.zero_point.reshape(())
+            low, high = (jnp.int32(end) for end in typing.cast(tuple[int, int], affine.ends))
+            levels = expression.codes(Target(requant, affine.scale.reshape(()), zero_point, low, high))
+        return Levels(levels, affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
+
+    return code
 
 
 def fits_int32(terms: int, a: Levels, b: Levels) -> bool:

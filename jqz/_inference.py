@@ -10,21 +10,28 @@ import numpy as np
 
 from jqz import _paths, observers
 from jqz._activations import Site
-from jqz._interpret import PRODUCTS, Note, Stacked, Walk, interpret, trace
+from jqz._interpret import interpret, trace
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
+from jqz._requant import Float32Requant, Requant
 from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
+from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Value, Weight, decode
-from jqz.kernels import convolution, dot, gather, simulate, structure, watch
+from jqz._walk import PRODUCTS, Note, Walk, either
+from jqz.kernels import convolution, dot, gather, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 
 
 def quantized(
-    fn: Callable[..., typing.Any], sites: Sites | None = None, *, inputs: Inputs = None
+    fn: Callable[..., typing.Any],
+    sites: Sites | None = None,
+    *,
+    inputs: Inputs = None,
+    requant: Requant = Float32Requant(),
 ) -> Callable[..., typing.Any]:
     """The same function, taking QTensors wherever it took arrays.
 
@@ -37,7 +44,8 @@ def quantized(
     fly. Either way the product runs in integers, for every scheme with integer levels of at most 8 bits:
     Symmetric, Asymmetric, PowerOfTwo up to 4 bits, Binary, Ternary, FixedPoint and their chains. A product whose
     grids do not allow integers runs on the same rounded values in float. An activation is coded once, and with
-    static grids its later readers (a residual, say) read the codes as well.
+    static grids its later readers (a residual, say) read the codes as well. What follows a product on a static
+    grid (bias, normalization, relu, pooling, a residual) waits for the next one, which rescales all of it at once.
 
     Args:
       fn: a pure function. Arguments that are neither arrays nor QTensors (strings, booleans, Python numbers)
@@ -45,9 +53,11 @@ def quantized(
       sites: grids of the activations, from ``calibrate``.
       inputs: a Scheme for the activations, or rules by the path of the weight they meet: a dict of globs, or
         a Policy with ``inputs``.
+      requant: how int32 accumulators become int8 codes on static grids: ``Float32Requant()``, ``HalfAway()``, or
+        in integers only ``Gemmlowp()`` or ``Ruy()`` (see ``jqz.requant``).
 
     Raises:
-      TypeError: ``fn`` is not callable, or ``sites`` or ``inputs`` is none of the above.
+      TypeError: ``fn`` is not callable, or ``sites``, ``inputs`` or ``requant`` is none of the above.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -67,7 +77,7 @@ def quantized(
     >>> bool(jnp.allclose(static(qparams, x), exact, atol=0.05))
     True
     """
-    run = walked(fn, sites, inputs)
+    run = walked(fn, sites, inputs, requant)
 
     @functools.wraps(fn, updated=())
     def on_codes(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
@@ -76,19 +86,26 @@ def quantized(
     return on_codes
 
 
-def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -> Callable[..., typing.Any]:
-    """``quantized(fn, sites, inputs=inputs)`` that takes a log to keep notes in (or None) before its arguments."""
+def walked(
+    fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs, requant: Requant
+) -> Callable[..., typing.Any]:
+    """``quantized`` with a function that takes a log to keep notes in (or None) before its arguments."""
     _check_callable("quantized", fn)
+    if not isinstance(requant, Requant):
+        raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
     given = _given("quantized", sites)
-    rules = {**structure.RULES, **gather.RULES}
+    tables = [structure.RULES, gather.RULES]
     always: frozenset[str] = frozenset()
     if inputs is not None or given:
         policy = _input_policy("quantized", {} if inputs is None else inputs)
-        rules.update({**dot.rules(policy.input_at), **convolution.rules(policy.input_at)})
+        tables += [dot.rules(policy.input_at, requant), convolution.rules(policy.input_at, requant)]
         always = _always(policy, given)
+    if given:
+        tables.append(waiting.rules(requant))
+    rules = either(*tables)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, Walk(rules, given, log=log, always=always))
+        return _walk(fn, args, kwargs, Walk(rules, given, log=log, derivatives=not given, always=always))
 
     return run
 

@@ -8,7 +8,6 @@ walked through wherever such an operand enters them.
 Everything that differs between JAX versions stands in this file.
 """
 
-import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,118 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _paths, _ste
-from jqz._values import Lazy, Value, Weight, decode, is_weight
-
-Rule = Callable[..., Sequence[Value] | None]
-Rules = Mapping[str, Rule]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stacked:
-    """A pytree that belongs to a place in a program; one for each step of the scans around it, outermost first."""
-
-    tree: typing.Any
-    lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-
-    def merge(self, other: "Stacked") -> "Stacked":
-        """Merges step by step."""
-        merge = lambda a, b: a.merge(b)  # noqa: E731
-        for _ in self.lengths:
-            merge = jax.vmap(merge)
-        return Stacked(merge(self.tree, other.tree), self.lengths)
-
-    def folded(self, length: int) -> "Stacked":
-        """All steps of a scan merged into one, for a place whose weight every step shares."""
-
-        def step(total, one):
-            return total.merge(Stacked(one, self.lengths)), None
-
-        start = jax.tree.map(lambda t: t[0], self.tree)
-        rest = jax.tree.map(lambda t: t[1:], self.tree)
-        return jax.lax.scan(step, Stacked(start, self.lengths), rest, length=length - 1)[0]
-
-    def empty(self) -> "Stacked":
-        """The neutral element of every step."""
-        return Stacked(
-            jax.tree.map(lambda e, t: jnp.broadcast_to(e, t.shape), self.tree.empty(), self.tree), self.lengths
-        )
-
-
-@dataclasses.dataclass
-class Walk:
-    """One walk over a program: its rules, what they are given by name, and what they record by name.
-
-    A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
-    and ``empty()``, its neutral element, for the loops and branches that it may or may not come from. Primitives
-    in ``always`` are offered to their rules whatever their operands are, in every body; ``scope`` is where it is.
-    """
-
-    rules: Rules
-    given: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    records: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    names: dict[str, int] = dataclasses.field(default_factory=dict)
-    log: dict[str, "Note"] | None = None
-    steps: int = 1
-    always: frozenset[str] = frozenset()
-    scope: tuple[str, ...] = ()
-
-    def name(self, path: str) -> str:
-        """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
-        self.names[path] = self.names.get(path, 0) + 1
-        return path if self.names[path] == 1 else f"{path}#{self.names[path]}"
-
-    def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
-        """The same walk inside a body that is traced by itself: it records into a dict of its own."""
-        given = self.given if given is None else given
-        return dataclasses.replace(self, given=given, records={}, names=dict(self.names), steps=self.steps * steps)
-
-    def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
-        """Takes over the names that a body used, and its records as they came out of it."""
-        self.names = dict(inner.names)
-        self.records.update(records)
-
-
-class Note(typing.NamedTuple):
-    """What an audit keeps of a product: its equation, how it ran and why."""
-
-    eqn: typing.Any
-    how: str
-    why: str
-    path: str | None
-    steps: int
-
-
-#: The primitives that an audit reports, and what it calls them.
-PRODUCTS = {
-    "dot_general": "dot", "conv_general_dilated": "conv", "ragged_dot": "ragged dot", "ragged_dot_general": "ragged dot"
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Equation:
-    """An equation as a rule sees it; ``label`` names where it stands, for one without weights."""
-
-    primitive: str
-    params: Mapping[str, typing.Any]
-    avals: tuple[typing.Any, ...]
-    label: str
-    bind: Callable[..., list[jax.Array]]
-    walk: Walk
-    operands: list[Value]
-    said: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def say(self, **kwargs: str) -> None:
-        """Tells an audit ``how`` the equation ran, ``why``, and under which ``name``."""
-        self.said.update(kwargs)
-
-    def on(self, *operands: Value) -> jax.Array:
-        """The single result of the original primitive on decoded operands."""
-        return self.bind(*map(decode, operands))[0]
-
-    def replace(self, index: int, value: Value) -> None:
-        """Lets whoever reads this operand later read ``value`` instead."""
-        self.operands[index] = value
+from jqz._stacked import Stacked
+from jqz._values import Lazy, Pending, Value, Weight, decode, is_weight
+from jqz._walk import PRODUCTS, Equation, Note, Walk
 
 
 def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any, typing.Any]:
@@ -192,6 +82,13 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
         return _bind(eqn, [decode(v) for v in operands])
 
 
+def _holds(params: Mapping[str, typing.Any], names: typing.Container[str]) -> bool:
+    """Whether one of these primitives stands in the jaxprs of an equation, or in theirs."""
+    jaxprs = [getattr(j, "jaxpr", j) for p in params.values() for j in (p if isinstance(p, tuple | list) else [p])]
+    eqns = [eqn for j in jaxprs for eqn in getattr(j, "eqns", ())] if names else []
+    return any(eqn.primitive.name in names or _holds(eqn.params, names) for eqn in eqns)
+
+
 def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
     """The named scopes around an equation, those of the calls that it stands in included; no transformations."""
     return (*walk.scope, *(part.name for part in eqn.source_info.name_stack.stack if type(part).__name__ == "Scope"))
@@ -221,14 +118,16 @@ def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 def _call(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
     """A call is its body: results may stay lazy across it."""
-    body = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    body = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     return interpret(body, operands, walk)
 
 
 def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     """A function with its own derivative keeps it; where a weight passes through, its value is walked."""
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
-    if not any(is_weight(v) for v in operands):
+    if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk.always):
         return _bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half
@@ -243,7 +142,9 @@ def _with_gradient(value: Value, source: jax.Array) -> Value:
     return _ste.straight_through(source, decode(value))
 
 
-def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     inner = walk.within()
 
     def body(*operands):
@@ -257,8 +158,13 @@ def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.
     return results
 
 
+def _settled(operands: list[Value]) -> list[Value]:
+    """Operands of an equation whose body is traced by itself, where an expression of outer values is no use."""
+    return [decode(v) if isinstance(v, Pending) else v for v in operands]
+
+
 def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
-    params, length = eqn.params, eqn.params["length"]
+    params, length, operands = eqn.params, eqn.params["length"], _settled(operands)
     if "num_consts" in params:
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
@@ -322,6 +228,7 @@ def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], 
 
 
 def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    operands = _settled(operands)
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
     inner = walk.within()
@@ -355,7 +262,7 @@ def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
 
         return run
 
-    index, *rest = operands
+    index, *rest = _settled(operands)
     branches = [branch(j) for j in eqn.params["branches"]]
     nothing: dict[str, Stacked] = {}
     for run in branches:  # a branch that is not taken records the neutral element of what the others do

@@ -19,14 +19,15 @@ FLOORS = (
     # 0: what stands on jax alone
     ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers"),
     # 1: the contract, and tools that schemes share
-    ("_scheme", "_levels", "_input_groups", "_requant"),
-    ("_minifloat", "_clustering", "_observer"),
+    ("_scheme", "_levels", "_input_groups"),
+    ("_minifloat", "_clustering", "_observer", "_requant"),
     # 2: schemes, and what stores their codes
     ("_qtensor", "schemes/*"),
     ("schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values"),
-    ("_interpret",),
+    ("_policy", "_values", "_stacked"),
+    ("_walk",),
+    ("_interpret", "_pending"),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations"),
     ("_sites",),

@@ -1,4 +1,4 @@
-"""Integer convolution: a coded kernel meets an activation that is coded on the fly."""
+"""Integer convolution: a coded kernel meets an activation that is coded on its way in."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, obstacle, total
-from jqz._interpret import Equation, Rule
+from jqz._activations import Inputs, coder, contracted, exact_in_float32, fits_int32, meet, obstacle, total
+from jqz._pending import Scaled, product
+from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
+from jqz._walk import Equation, Rule
 
 
-def rules(inputs: Inputs) -> dict[str, Rule]:
-    """The rule table for dynamic integer convolutions, given the schemes of the activations."""
+def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
+    """The rule table for integer convolutions, given the schemes of the activations.
+
+    With ``requant``, results on static grids wait to be rescaled by it.
+    """
+    code = coder(requant)
 
     def convolution(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands, inputs)
@@ -23,9 +29,11 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
         x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.both_in_float())]
+            return [eqn.on(*met.both_in_float(code))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
+        result = _convolve(eqn, x, weight, requant is None or not requant.integer)
+        waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
+        return [result if waits else result.decode().astype(eqn.avals[0].dtype)]
 
     return {"conv_general_dilated": convolution}
 
@@ -40,7 +48,8 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
     return not dilated and fits_int32(_terms(w, summed), x, w)
 
 
-def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
+def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
+    """The convolution of levels; with ``floats``, in float32 where that is exact and faster."""
     spec = eqn.params["dimension_numbers"]
     summed = contracted(eqn, 1)
     w = w.ungrouped(spec.rhs_spec[:1])
@@ -60,17 +69,18 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
     codes, padding = x.levels, eqn.params["padding"]
     if x.zero_point is not None:
         codes, padding = _pad(x, spec, padding), [(0, 0)] * len(padding)
-    acc = _accumulate(eqn, codes, w.levels, padding, exact_in_float32(_terms(w, summed), x, w))
+    exact = floats and exact_in_float32(_terms(w, summed), x, w)
+    acc = _accumulate(eqn, codes, w.levels, padding, exact)
     if x.zero_point is not None:
         acc = acc - of_batch(x.zero_point) * of_channels(total(w.levels, summed))
     if w.zero_point is not None:
         # the sum of the window of every output, zero points of the padding included
-        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact_in_float32(_terms(w, summed), x, w))
+        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact)
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
     dtype = np.promote_types(x.scale.dtype, w.scale.dtype)
-    return acc.astype(dtype) * (of_batch(x.scale).astype(dtype) * of_channels(w.scale).astype(dtype))
+    return product(acc, (of_batch(x.scale).astype(dtype), of_channels(w.scale).astype(dtype)), dtype)
 
 
 def _terms(w: Levels, summed: tuple[int, ...]) -> int:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from jqz import _ste
 from jqz._activations import Inputs, meet
-from jqz._interpret import Equation, Rule
 from jqz._scheme import Grid, Scheme
 from jqz._values import Value, decode
+from jqz._walk import Equation, Rule
 
 
 def rules(inputs: Inputs) -> dict[str, Rule]:
@@ -30,8 +30,8 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
     return {"dot_general": product, "conv_general_dilated": product}
 
 
-def _simulate(x: jax.Array, scheme: Scheme, grid: Grid) -> jax.Array:
-    return scheme.simulate(x, grid)
+def _simulate(x: Value, scheme: Scheme, grid: Grid) -> jax.Array:
+    return scheme.simulate(decode(x), grid)
 
 
 # --- convolutions whose gradients XLA's CPU backend runs well ---------------------------------------------------------

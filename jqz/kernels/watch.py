@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 
 from jqz._activations import Inputs, meet
-from jqz._interpret import Equation, Rule, Stacked
 from jqz._observer import Observer
 from jqz._sites import Seen
+from jqz._stacked import Stacked
 from jqz._values import Value, decode
+from jqz._walk import Equation, Rule
 
 
 def rules(inputs: Inputs, observer: Callable[[str], Observer]) -> dict[str, Rule]:

@@ -221,7 +221,9 @@ class Asymmetric(Scheme):
     def affine(self, grid: Grid) -> Affine | None:
         if isinstance(self.bits, jax.Array) or self.bits > 8 or not isinstance(grid, ZeroPointGrid):
             return None
-        return Affine(grid.scale, grid.zero_point, lambda codes: codes, power(self.bits - 1))
+        bottom, steps = self._extent(grid.scale.dtype)
+        ends = (bottom, bottom + steps) if self.rounding.nearest else None
+        return Affine(grid.scale, grid.zero_point, lambda codes: codes, power(self.bits - 1), ends)
 
     @property
     def clips(self) -> bool:  # type: ignore[override]
