@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
+from jqz import _paths
 from jqz._granularity import Granularity, PerAxis, PerTensor
-from jqz._interpret import Equation
 from jqz._pending import Target, waiting
 from jqz._requant import Requant
 from jqz._scheme import Chain, Grid, Scheme
-from jqz._values import Activation, Lazy, Levels, Value, decode, is_weight
+from jqz._values import Activation, Levels, Value, decode, is_weight
+from jqz._walk import Equation
 
 #: Gives the scheme of what meets the weight at a path, or None to leave it float.
 Inputs = Callable[[str], Scheme | None]
+#: Rounds an activation on a grid, or on one of its own; None where there is no such form of it.
+Form = Callable[[Value, Scheme, Grid], Value]
 
 
 def input_scheme(scheme: Scheme, shape: tuple[int, ...], contracted: Iterable[int]) -> Scheme:
@@ -49,21 +52,26 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Meeting:
-    """An activation and the weight that it meets; ``scheme`` is the activation's, or None to leave it float."""
+    """An activation and the weight that it meets; ``scheme`` is the activation's, or None to leave it float.
+
+    Where there is no weight, as in attention, two activations meet: ``weight`` is one of them, and ``other`` its
+    own meeting, which says how to round it.
+    """
 
     eqn: Equation
     x: Value
-    weight: Lazy
+    weight: Value
     side: int
     name: str
     scheme: Scheme | None
     grid: Grid = None
+    other: "Meeting | None" = None
 
     def ordered(self, x: typing.Any, weight: typing.Any) -> tuple[typing.Any, typing.Any]:
         """The two in the order of the equation's operands."""
         return (x, weight) if self.side == 0 else (weight, x)
 
-    def rounded(self, form: Callable[[Value, Scheme, Grid], Value]) -> Value:
+    def rounded(self, form: Form) -> Value:
         """The activation as ``form(x, scheme, grid)`` rounds it, once for all products that read it."""
         assert self.scheme is not None
         if isinstance(self.x, Activation) and self.x.scheme == self.scheme:
@@ -75,33 +83,63 @@ class Meeting:
             self.eqn.replace(self.side, kept)
         return value
 
-    def in_float(self, form: Callable[[Value, Scheme, Grid], Value]) -> jax.Array:
+    def against(self, form: Form) -> Value:
+        """What the activation meets: the weight as it is, or the other activation as ``form`` rounds it."""
+        return self.weight if self.other is None or self.other.scheme is None else self.other.rounded(form)
+
+    def in_float(self, form: Form) -> jax.Array:
         """The rounded activation as an array, for a product that finds no integer form."""
         assert self.scheme is not None
         coded = self.rounded(form)
         return decode(coded) if coded is not None else self.scheme.simulate(decode(self.x), self.grid)
 
+    def both_in_float(self, form: Form) -> tuple[Value, Value]:
+        """The operands of the equation, rounded activations as arrays."""
+        rounded = self.other is not None and self.other.scheme is not None
+        return self.ordered(self.in_float(form), self.other.in_float(form) if self.other and rounded else self.weight)
+
 
 def meet(eqn: Equation, operands: Sequence[Value], inputs: Inputs) -> Meeting | None:
-    """Tells activation and weight of a dot or convolution apart; None where there is not one of each."""
+    """Tells activation and weight of a dot or convolution apart; None where nothing is to be rounded.
+
+    Two activations meet each other where a rule names their product.
+    """
     weights = [side for side, v in enumerate(operands) if is_weight(v)]
-    if len(weights) != 1:
+    if len(weights) == 2:
         return None
-    x, weight, side = operands[1 - weights[0]], operands[weights[0]], 1 - weights[0]
-    name = eqn.walk.name(weight.path)
+    path = operands[weights[0]].path if weights else eqn.label
+    name = eqn.walk.name(path)
     eqn.say(name=name)
-    if math.prod(x.shape) == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        return Meeting(eqn, x, weight, side, name, None)
+    if weights:
+        return _meeting(eqn, operands, 1 - weights[0], name, path, inputs)
+    left, right = (
+        _meeting(eqn, operands, side, _paths.operand(name, side), _paths.operand(path, side), inputs) for side in (0, 1)
+    )
+    if left.scheme is None and right.scheme is None:
+        return None
+    one, other = (right, left) if left.scheme is None else (left, right)
+    return dataclasses.replace(one, other=other)
+
+
+def _meeting(eqn: Equation, operands: Sequence[Value], side: int, name: str, path: str, inputs: Inputs) -> Meeting:
+    """An operand at the site of a name, by the rule for a path."""
+    x = operands[side]
+    met = Meeting(eqn, x, operands[1 - side], side, name, None)
+    if any(math.prod(v.shape) == 0 or not jnp.issubdtype(v.dtype, jnp.floating) for v in operands):
+        return met
     if name in eqn.walk.given:
         site = eqn.walk.given[name].tree
-        return Meeting(eqn, x, weight, side, name, site.scheme, site.grid)
-    scheme = inputs(weight.path)
-    scheme = None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side))
-    return Meeting(eqn, x, weight, side, name, scheme)
+        return dataclasses.replace(met, scheme=site.scheme, grid=site.grid)
+    scheme = inputs(path)
+    return dataclasses.replace(
+        met, scheme=None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side))
+    )
 
 
 def obstacle(met: Meeting, weight: Levels | None, x: Levels | None) -> str:
     """Why a product with a rounded activation did not run in integers, for an audit."""
+    if weight is None and met.other is not None:
+        return f"{met.other.scheme!r} has no integer levels" if met.other.scheme else "the other operand stays float"
     if weight is None:
         return "the weight's scheme has no integer levels here"
     if x is None:

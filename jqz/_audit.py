@@ -8,11 +8,11 @@ from collections.abc import Callable
 import jax
 
 from jqz._inference import Inputs, walked
-from jqz._interpret import Note
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._requant import Float32Requant
 from jqz._sites import Sites
 from jqz._transform import named_leaves
+from jqz._walk import Note
 
 
 @dataclasses.dataclass(frozen=True)

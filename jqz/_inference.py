@@ -10,7 +10,7 @@ import numpy as np
 
 from jqz import _paths, observers
 from jqz._activations import Site
-from jqz._interpret import Note, Walk, either, interpret, trace
+from jqz._interpret import interpret, trace
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
@@ -20,6 +20,7 @@ from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Value, Weight, decode
+from jqz._walk import PRODUCTS, Note, Walk, either
 from jqz.kernels import convolution, dot, gather, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
@@ -94,15 +95,17 @@ def walked(
         raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
     given = _given("quantized", sites)
     tables = [structure.RULES, gather.RULES]
+    always: frozenset[str] = frozenset()
     if inputs is not None or given:
-        at = _input_policy("quantized", {} if inputs is None else inputs).input_at
-        tables += [dot.rules(at, requant), convolution.rules(at, requant)]
+        policy = _input_policy("quantized", {} if inputs is None else inputs)
+        tables += [dot.rules(policy.input_at, requant), convolution.rules(policy.input_at, requant)]
+        always = _always(policy, given)
     if given:
         tables.append(waiting.rules(requant))
     rules = either(*tables)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, Walk(rules, given, log=log, derivatives=not given))
+        return _walk(fn, args, kwargs, Walk(rules, given, log=log, derivatives=not given, always=always))
 
     return run
 
@@ -110,6 +113,12 @@ def walked(
 def _check_callable(who: str, fn: typing.Any) -> None:
     if not callable(fn):
         raise TypeError(f"{who}: got {type(fn).__name__}, wanted a function. Use {who}(model.apply, ...).")
+
+
+def _always(policy: PolicyLike, given: Mapping[str, typing.Any]) -> frozenset[str]:
+    """The primitives to look at wherever they stand: products, if any without weights is to be rounded."""
+    globs = [glob for glob, _ in policy.inputs] if isinstance(policy, Policy) else []
+    return frozenset(PRODUCTS) if any(map(_paths.names_product, [*globs, *given])) else frozenset()
 
 
 def _given(who: str, sites: Sites | None) -> dict[str, Stacked]:
@@ -169,7 +178,9 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
         decisions, treedef = resolve("simulated", policy, variables)
         rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
         weights = _tagged(treedef.flatten_up_to(rounded), decisions)
-        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, Walk(rules, _given("simulated", sites)))
+        given = _given("simulated", sites)
+        walk = Walk(rules, given, always=_always(policy, given))
+        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, walk)
 
     return in_training
 
@@ -210,7 +221,7 @@ def observe(
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
-        walk = Walk(rules)
+        walk = Walk(rules, always=_always(policy, {}))
         _walk(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 

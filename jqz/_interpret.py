@@ -8,109 +8,16 @@ walked through wherever such an operand enters them.
 Everything that differs between JAX versions stands in this file.
 """
 
-import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jqz import _ste
+from jqz import _paths, _ste
 from jqz._stacked import Stacked
 from jqz._values import Lazy, Pending, Value, Weight, decode, is_weight
-
-Rule = Callable[..., Sequence[Value] | None]
-Rules = Mapping[str, Rule]
-
-
-@dataclasses.dataclass
-class Walk:
-    """One walk over a program: its rules, what they are given by name, and what they record by name.
-
-    A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
-    and ``empty()``, its neutral element, for the loops and branches that it may or may not come from.
-    """
-
-    rules: Rules
-    given: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    records: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    names: dict[str, int] = dataclasses.field(default_factory=dict)
-    log: dict[str, "Note"] | None = None
-    steps: int = 1
-    #: Without them, functions with derivatives of their own and checkpoints are walked as their bodies.
-    derivatives: bool = True
-
-    def name(self, path: str) -> str:
-        """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
-        self.names[path] = self.names.get(path, 0) + 1
-        return path if self.names[path] == 1 else f"{path}#{self.names[path]}"
-
-    def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
-        """The same walk inside a body that is traced by itself: it records into a dict of its own."""
-        given = self.given if given is None else given
-        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps, self.derivatives)
-
-    def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
-        """Takes over the names that a body used, and its records as they came out of it."""
-        self.names = dict(inner.names)
-        self.records.update(records)
-
-
-class Note(typing.NamedTuple):
-    """What an audit keeps of a product: its equation, how it ran and why."""
-
-    eqn: typing.Any
-    how: str
-    why: str
-    path: str | None
-    steps: int
-
-
-#: The primitives that an audit reports.
-PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
-
-
-@dataclasses.dataclass(frozen=True)
-class Equation:
-    """An equation as a rule sees it."""
-
-    primitive: str
-    params: Mapping[str, typing.Any]
-    avals: tuple[typing.Any, ...]
-    scope: str
-    bind: Callable[..., list[jax.Array]]
-    walk: Walk
-    operands: list[Value]
-    said: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def say(self, **kwargs: str) -> None:
-        """Tells an audit ``how`` the equation ran, ``why``, and under which ``name``."""
-        self.said.update(kwargs)
-
-    def on(self, *operands: Value) -> jax.Array:
-        """The single result of the original primitive on decoded operands."""
-        return self.bind(*map(decode, operands))[0]
-
-    def replace(self, index: int, value: Value) -> None:
-        """Lets whoever reads this operand later read ``value`` instead."""
-        self.operands[index] = value
-
-
-def either(*tables: Rules) -> Rules:
-    """One table; an equation that the first rule of a name declines is offered to the next."""
-    merged: dict[str, Rule] = {}
-    for table in tables:
-        for name, rule in table.items():
-            merged[name] = _first(merged[name], rule) if name in merged else rule
-    return merged
-
-
-def _first(one: Rule, other: Rule) -> Rule:
-    def rule(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-        results = one(eqn, *operands)
-        return other(eqn, *operands) if results is None else results
-
-    return rule
+from jqz._walk import PRODUCTS, Equation, Note, Walk
 
 
 def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any, typing.Any]:
@@ -146,37 +53,55 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
     name = eqn.primitive.name
     logged = walk.log is not None and name in PRODUCTS
     said: dict[str, str] = {}
+    lazy = any(isinstance(v, Lazy) for v in operands)
     with eqn.ctx.manager:
-        if walk.log is not None or any(isinstance(v, Lazy) for v in operands):
-            if name in walk.rules and any(isinstance(v, Lazy) for v in operands):
-                equation = Equation(
-                    name,
-                    eqn.params,
-                    tuple(v.aval for v in eqn.outvars),
-                    str(eqn.source_info.name_stack),
-                    lambda *arrays: _bind(eqn, arrays),
-                    walk,
-                    operands,
-                    said,
-                )
-                weights = [v.path for v in operands if is_weight(v)]
-                results = walk.rules[name](equation, *operands)
-                if results is not None:
-                    if logged:
-                        _note(eqn, walk, weights, said)
-                    return results
-            if name in _HIGHER_ORDER:
-                return _HIGHER_ORDER[name](eqn, operands, walk)
+        if name in walk.rules and (lazy or name in walk.always):
+            equation = Equation(
+                name,
+                eqn.params,
+                tuple(v.aval for v in eqn.outvars),
+                _label(eqn, walk),
+                lambda *arrays: _bind(eqn, arrays),
+                walk,
+                operands,
+                said,
+            )
+            weights = [v.path for v in operands if is_weight(v)]
+            results = walk.rules[name](equation, *operands)
+            if results is not None:
+                if logged:
+                    _note(eqn, walk, weights, said)
+                return results
+        if name in _HIGHER_ORDER and (lazy or walk.always or walk.log is not None):
+            outer, walk.scope = walk.scope, _scope(eqn, walk)
+            results = _HIGHER_ORDER[name](eqn, operands, walk)
+            walk.scope = outer
+            return results
         if logged:
             _note(eqn, walk, [v.path for v in operands if is_weight(v)], said)
         return _bind(eqn, [decode(v) for v in operands])
 
 
+def _holds(params: Mapping[str, typing.Any], names: typing.Container[str]) -> bool:
+    """Whether one of these primitives stands in the jaxprs of an equation, or in theirs."""
+    jaxprs = [getattr(j, "jaxpr", j) for p in params.values() for j in (p if isinstance(p, tuple | list) else [p])]
+    eqns = [eqn for j in jaxprs for eqn in getattr(j, "eqns", ())] if names else []
+    return any(eqn.primitive.name in names or _holds(eqn.params, names) for eqn in eqns)
+
+
+def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
+    """The named scopes around an equation, those of the calls that it stands in included; no transformations."""
+    return (*walk.scope, *(part.name for part in eqn.source_info.name_stack.stack if type(part).__name__ == "Scope"))
+
+
+def _label(eqn: typing.Any, walk: Walk) -> str:
+    return _paths.product("/".join(_scope(eqn, walk)), PRODUCTS.get(eqn.primitive.name) or eqn.primitive.name)
+
+
 def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str]) -> None:
     assert walk.log is not None
     path = weights[0] if weights else None
-    scope = str(eqn.source_info.name_stack) or "product"
-    name = said.get("name") or walk.name(path if path is not None else f"({scope})")
+    name = said.get("name") or walk.name(" x ".join(weights) or _label(eqn, walk))
     why = "no coded weight" if path is None else "weight-only: activations stay float"
     walk.log[name] = Note(eqn, said.get("how", "float"), said.get("why", why), path, walk.steps)
 
@@ -202,7 +127,7 @@ def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Valu
     if not walk.derivatives:
         return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
-    if not any(is_weight(v) for v in operands):
+    if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk.always):
         return _bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half
@@ -263,12 +188,13 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
         body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
     scanned = {v.path for v in operands[n_consts + n_carry :] if is_weight(v)}
+
+    def own(name: str) -> bool:  # layers have weights of their own; steps of a recurrence do not
+        return bool(scanned) if _paths.names_product(name) else name.split("#")[0] in scanned
+
     walk.absorb(
         inner,
-        {
-            name: Stacked(r.tree, (length, *r.lengths)) if name.split("#")[0] in scanned else r.folded(length)
-            for name, r in records.items()
-        },
+        {name: Stacked(r.tree, (length, *r.lengths)) if own(name) else r.folded(length) for name, r in records.items()},
     )
     return [*carry, *stacked]
 

@@ -26,6 +26,7 @@ FLOORS = (
     ("schemes", "nnabla"),
     # 3: which scheme where; the walk
     ("_policy", "_values", "_stacked"),
+    ("_walk",),
     ("_interpret", "_pending"),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations"),

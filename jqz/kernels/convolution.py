@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._activations import Inputs, coder, contracted, exact_in_float32, fits_int32, meet, obstacle, total
-from jqz._interpret import Equation, Rule
 from jqz._lowering import Convolution, convolve
 from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
+from jqz._walk import Equation, Rule
 
 
 def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
@@ -26,11 +26,11 @@ def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight = as_levels(met.weight) if met.side == 0 else None
+        weight = as_levels(met.against(code)) if met.side == 0 else None
         x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(code), met.weight))]
+            return [eqn.on(*met.both_in_float(code))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
         result = _convolve(eqn, x, weight, requant is None or not requant.integer)
         waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._activations import Inputs, coder, fits_int32, meet, obstacle, total
-from jqz._interpret import Equation, Rule
 from jqz._lowering import dot as lowered_dot
 from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels, decode
+from jqz._walk import Equation, Rule
 
 Axes = tuple[int, ...]
 
@@ -45,14 +45,14 @@ def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight, x = as_levels(met.weight), met.rounded(code)
+        weight, x = as_levels(met.against(code)), met.rounded(code)
         result = None
         if weight is not None and x is not None:
             (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
             result = dot_levels(*met.ordered(x, weight), Dims((tuple(lc), tuple(rc)), (tuple(lb), tuple(rb))))
         if result is None:  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(code), met.weight))]
+            return [eqn.on(*met.both_in_float(code))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
         waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
         return [result if isinstance(result, Scaled) and waits else decode(result).astype(eqn.avals[0].dtype)]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jqz._interpret import Equation, Rule
 from jqz._pending import Bounded, Constant, Moved, Part, Scaled, Summed, Waiting, waiting
 from jqz._requant import Requant
 from jqz._values import Activation, Lazy, Pending, Value, decode, is_weight
+from jqz._walk import Equation, Rule
 
 
 def rules(requant: Requant) -> dict[str, Rule]:
