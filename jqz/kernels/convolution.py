@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._activations import Inputs, coder, contracted, exact_in_float32, fits_int32, meet, obstacle, total
-from jqz._lowering import Convolution, convolve
 from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
 from jqz._walk import Equation, Rule
+from jqz.lowerings.convolution import Convolution, convolve
 
 
 def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._activations import Inputs, coder, fits_int32, meet, obstacle, total
-from jqz._lowering import dot as lowered_dot
 from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels, decode
 from jqz._walk import Equation, Rule
+from jqz.lowerings.dot import dot as lowered_dot
 
 Axes = tuple[int, ...]
 

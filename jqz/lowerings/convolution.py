@@ -1,8 +1,4 @@
-"""Products in the forms that XLA's CPU backend runs fast.
-
-Each function computes what a primitive of JAX computes: the same integers from int8 codes, the same numbers
-to rounding from floats. On CPU the form depends on the shapes; elsewhere it is the primitive itself. The forms
-are plain JAX, so they differentiate, batch and shard.
+"""Convolutions, in the form that suits their shapes.
 
 ========================================= ==========================================================
 depthwise, and float groups of 4 or fewer a multiply-add for each shifted image
@@ -11,8 +7,6 @@ one pixel                                 a dot
 few patches                               their matrix (im2col) and a dot
 few channels                              windows' columns gathered into channels (integers)
 strides and up to 4 channels              the pixels of a stride as channels (integers)
-one row of int8                           the row doubled
-pooling                                   the maximum or sum of shifted images
 ========================================= ==========================================================
 
 The thresholds come from measurements; ``benchmarks/inference.py`` tells whether they suit a machine.
@@ -29,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from jqz.lowerings.dot import dot, wide_dtype
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -75,7 +71,7 @@ class Convolution:
             self.numbers,
             self.groups,
             precision=self.precision,
-            preferred_element_type=_wide(x),
+            preferred_element_type=wide_dtype(x),
         )
 
 
@@ -189,7 +185,7 @@ def _shift_and_add(
 ) -> jax.Array:
     """Groups of few channels: each output channel reads ``ins`` images, and XLA vectorizes over channels."""
     *size, ins, outs = kernel.shape
-    dtype = _wide(x) if wide is None else wide
+    dtype = wide_dtype(x) if wide is None else wide
     # without the barrier XLA computes what produced the images once for each place of the window
     x = lax.optimization_barrier(x)
     of_group = x.reshape(*x.shape[:-1], groups, ins)
@@ -203,7 +199,7 @@ def _shift_and_add(
             term = pixels.astype(dtype) * weight.astype(dtype)
             total = term if total is None else total + term
     assert total is not None
-    return total.astype(_wide(x))
+    return total.astype(wide_dtype(x))
 
 
 def _in_blocks(blocks: int, per_block: int, inner: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -286,42 +282,10 @@ def _primitive(windows: _Windows, wide: jnp.dtype | None, x: jax.Array, kernel: 
         [(0, 0)] * n,
         rhs_dilation=windows.apart,
         dimension_numbers=numbers,
-        preferred_element_type=_wide(x),
+        preferred_element_type=wide_dtype(x),
     )
     return out if wide is None else out.astype(jnp.int32)
 
 
 def _primitive_of(windows: _Windows) -> Form:
     return functools.partial(_primitive, windows, None)
-
-
-def _wide(x: jax.Array) -> jnp.dtype:
-    """What products of a dtype add up in."""
-    return jnp.dtype(jnp.int32) if x.dtype == jnp.int8 else x.dtype
-
-
-# --- dots -------------------------------------------------------------------------------------------------------------
-
-
-def dot(lhs: jax.Array, rhs: jax.Array, numbers: typing.Any) -> jax.Array:
-    """``lax.dot_general``: int8 codes to int32, floats to their own dtype.
-
-    A single row of codes falls off XLA's fast path on CPU, so it is doubled and cut.
-
-    >>> dot(jnp.ones((1, 3), jnp.int8), jnp.ones((3, 2), jnp.int8), (((1,), (0,)), ((), ()))).tolist()
-    [[3, 3]]
-    """
-    plain = functools.partial(
-        lax.dot_general,
-        dimension_numbers=numbers,
-        preferred_element_type=_wide(lhs),
-    )
-    (contracted, _), (batched, _) = numbers
-    free = [i for i in range(lhs.ndim) if i not in (*contracted, *batched)]
-    if lhs.dtype != jnp.int8 or batched or not free or any(lhs.shape[i] != 1 for i in free):
-        return plain(lhs, rhs)
-
-    def doubled(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return lax.slice_in_dim(plain(lax.concatenate([lhs, lhs], free[0]), rhs), 0, 1, axis=0)
-
-    return lax.platform_dependent(lhs, rhs, cpu=doubled, default=plain)

@@ -1,4 +1,4 @@
-"""Fast forms against the primitives that they stand for."""
+"""Fast forms of convolutions against the primitive."""
 
 import functools
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jqz import _lowering
+from jqz.lowerings import convolution as lowering
 
 LAYOUTS = {
     1: [("NHC", "HIO", "NHC"), ("NCH", "OIH", "NCH")],
@@ -25,14 +25,14 @@ def values(shape, dtype, seed):
     return jnp.asarray(whole, jnp.int8) if dtype == jnp.int8 else jnp.asarray(whole / 64, dtype)
 
 
-def convolution(layout, x, kernel, strides, padding, lhs_dilation, rhs_dilation, groups):
+def convolution_of(layout, x, kernel, strides, padding, lhs_dilation, rhs_dilation, groups):
     """Parameters and operands, given shapes in the layout NHWC, HWIO."""
     lhs, rhs, _ = layout
     first = LAYOUTS[len(strides)][0]
     x = [x[first[0].index(letter)] for letter in lhs]
     kernel = [kernel[first[1].index(letter)] for letter in rhs]
     numbers = lax.conv_dimension_numbers(x, kernel, layout)
-    how = _lowering.Convolution(strides, padding, lhs_dilation, rhs_dilation, numbers, groups)
+    how = lowering.Convolution(strides, padding, lhs_dilation, rhs_dilation, numbers, groups)
     return how, x, kernel
 
 
@@ -46,7 +46,7 @@ def convolutions(draw):
     ones = (1,) * n
     numbers = st.tuples(*[st.integers(1, 2)] * n)
     kernel = draw(st.sampled_from([ones, None])) or draw(st.tuples(*[st.integers(1, 4 if n < 3 else 2)] * n))
-    return convolution(
+    return convolution_of(
         draw(st.sampled_from(LAYOUTS[n])),
         (draw(st.integers(1, 2)), *(draw(st.integers(6, 9)) for _ in range(n)), groups * ins),
         (*kernel, ins, groups * outs),
@@ -64,7 +64,7 @@ LIMITS = {"small": {}, "large": {"PATCHES": 0, "PATCHES_OF_FEW": 0, "PATCHES_OF_
 
 def both(how, x, kernel, exact):
     """The primitive and the fast form."""
-    return how.plain(x, kernel), _lowering.convolve(x, kernel, how, exact)
+    return how.plain(x, kernel), lowering.convolve(x, kernel, how, exact)
 
 
 @pytest.mark.parametrize("limits", LIMITS)
@@ -76,7 +76,7 @@ def test_every_convolution(limits, case, exact):
     how, x, kernel = case
     with pytest.MonkeyPatch.context() as patch:
         for name, value in LIMITS[limits].items():
-            patch.setattr(_lowering, name, value)
+            patch.setattr(lowering, name, value)
         x8, kernel8 = values(x, jnp.int8, 0), values(kernel, jnp.int8, 1)
         wanted, got = jax.jit(functools.partial(both, how, exact=exact))(x8, kernel8)
         assert got.dtype == jnp.int32
@@ -109,7 +109,7 @@ def test_forms_of_large_shapes():
         same = ((kernel // 2, kernel // 2),) * 2
         shapes = (1, size, size, channels), (kernel, kernel, channels // groups, outs)
         layout = LAYOUTS[2][0]
-        cases.append(convolution(layout, *shapes, (stride, stride), same, (1, 1), (1, 1), groups))
+        cases.append(convolution_of(layout, *shapes, (stride, stride), same, (1, 1), (1, 1), groups))
 
     @jax.jit
     def all_of(operands):
@@ -124,7 +124,7 @@ def test_forms_of_large_shapes():
 
 
 def test_vmap_and_scan():
-    how, x, kernel = convolution(LAYOUTS[2][0], (2, 6, 6, 8), (3, 3, 1, 8), (1, 1), ((1, 1),) * 2, (1, 1), (1, 1), 8)
+    how, x, kernel = convolution_of(LAYOUTS[2][0], (2, 6, 6, 8), (3, 3, 1, 8), (1, 1), ((1, 1),) * 2, (1, 1), (1, 1), 8)
     x, kernel = values((3, *x), jnp.int8, 0), values((3, *kernel), jnp.int8, 1)
 
     @jax.jit
@@ -138,20 +138,6 @@ def test_vmap_and_scan():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int16])
 def test_other_dtypes_keep_the_primitive(dtype):
-    how, x, kernel = convolution(LAYOUTS[2][0], (1, 4, 4, 2), (1, 1, 1, 2), (1, 1), ((0, 0),) * 2, (1, 1), (1, 1), 2)
+    how, x, kernel = convolution_of(LAYOUTS[2][0], (1, 4, 4, 2), (1, 1, 1, 2), (1, 1), ((0, 0),) * 2, (1, 1), (1, 1), 2)
     x, kernel = jnp.ones(x, dtype), jnp.ones(kernel, dtype)
-    assert "platform_index" not in str(jax.make_jaxpr(lambda x, w: _lowering.convolve(x, w, how))(x, kernel))
-
-
-@pytest.mark.parametrize(("lhs", "rhs", "numbers"), [
-    ((1, 5), (5, 3), (((1,), (0,)), ((), ()))),
-    ((5, 1), (3, 5), (((0,), (1,)), ((), ()))),
-    ((1, 1, 5), (5, 3), (((2,), (0,)), ((), ()))),
-    ((5,), (5, 3), (((0,), (0,)), ((), ()))),
-    ((2, 1, 5), (2, 5, 3), (((2,), (1,)), ((0,), (0,)))),
-    ((4, 5), (5, 3), (((1,), (0,)), ((), ()))),
-])  # fmt: skip
-def test_every_dot(lhs, rhs, numbers):
-    a, b = values(lhs, jnp.int8, 0), values(rhs, jnp.int8, 1)
-    wanted = lax.dot_general(a.astype(jnp.int32), b.astype(jnp.int32), numbers)
-    np.testing.assert_array_equal(_lowering.dot(a, b, numbers), wanted)
+    assert "platform_index" not in str(jax.make_jaxpr(lambda x, w: lowering.convolve(x, w, how))(x, kernel))
