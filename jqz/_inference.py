@@ -21,6 +21,7 @@ from jqz._values import Coded, Value, Weight, decode
 from jqz.kernels import convolution, dot, gather, simulate, structure, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
+Observers = Observer | Mapping[str, Observer]
 
 
 def quantized(
@@ -159,7 +160,7 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
 
 
 def observe(
-    fn: Callable[..., typing.Any], policy: Policy, observer: Observer = observers.MinMax()
+    fn: Callable[..., typing.Any], policy: Policy, observer: Observers = observers.MinMax()
 ) -> Callable[..., Stats]:
     """A function of ``(variables, *args)`` that measures what meets each weight, in the float model.
 
@@ -170,10 +171,11 @@ def observe(
     Args:
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
       policy: its rules select the weights, its ``inputs`` the sites to watch.
-      observer: what to measure, one of ``jqz.observers``.
+      observer: what to measure, one of ``jqz.observers``; or rules from globs of weights' paths to these.
 
     Raises:
-      TypeError: ``fn`` is not callable, or ``policy`` is not a Policy with ``inputs``.
+      TypeError: ``fn`` is not callable, ``policy`` is not a Policy with ``inputs``, or ``observer`` is none.
+      ValueError: rules give a weight no observer.
 
     >>> import jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -189,7 +191,7 @@ def observe(
             f"observe: got {policy!r}, wanted a Policy with inputs. "
             'Use Policy({"**/kernel": Symmetric(bits=8)}, inputs=Asymmetric(bits=8)).'
         )
-    rules = {**structure.RULES, **watch.rules(policy.input_at, lambda path: observer)}
+    rules = {**structure.RULES, **watch.rules(policy.input_at, _observer_at(observer))}
 
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
@@ -199,6 +201,26 @@ def observe(
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
     return watched
+
+
+def _observer_at(observer: Observers) -> Callable[[str], Observer]:
+    rules = observer if isinstance(observer, Mapping) else {"**": observer}
+    if not all(isinstance(one, Observer) for one in rules.values()):
+        raise TypeError(
+            f"observe: got observer={observer!r}, wanted an Observer or a dict from globs to Observers. "
+            "Use observer=jqz.observers.MinMax()."
+        )
+
+    def at(path: str) -> Observer:
+        found = next((one for glob, one in rules.items() if _paths.matches(glob, path)), None)
+        if found is None:
+            raise ValueError(
+                f"observe: the observers give {path!r} none; their rules are {list(rules)}. "
+                'Add "**": jqz.observers.MinMax() as the last rule.'
+            )
+        return found
+
+    return at
 
 
 def _inputs_of(policy: PolicyLike) -> Callable[[str], Scheme | None]:

@@ -21,6 +21,7 @@ FLOORS = (
     # 1: the contract, and tools that schemes share
     ("_scheme", "_levels", "_input_groups", "_requant"),
     ("_minifloat", "_clustering", "_observer"),
+    ("_histogram",),
     # 2: schemes, and what stores their codes
     ("_qtensor", "schemes/*"),
     ("schemes", "nnabla"),
