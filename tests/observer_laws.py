@@ -33,6 +33,11 @@ def unstack(stack: Observer, count: int) -> list[Observer]:
 
 
 @jax.jit
+def update(observer: Observer, x: jax.Array) -> Observer:
+    return observer.update(x)
+
+
+@jax.jit
 def merged(a: Observer, b: Observer) -> Observer:
     return a.merge(b)
 
@@ -90,7 +95,6 @@ def updates_are_merges(observer: Observer) -> None:
 
 def batches_do_not_matter(observer: Observer) -> None:
     """One batch, its parts, and its rows in another order give the same statistic."""
-    update = jax.jit(lambda o, x: o.update(x))
     whole = update(observer, rows())
     same(functools.reduce(merged, seen(observer)), whole, "row by row")
     same(update(update(observer, rows()[:3]), rows()[3:]), whole, "two batches")
@@ -112,30 +116,29 @@ def devices_merge(observer: Observer) -> None:
 def nothing_in_nothing_out(observer: Observer) -> None:
     """An empty array changes nothing."""
     one = seen(observer)[2]
-    same(one.update(jnp.zeros((0, 5))), one, "an empty array", exactly=True)
+    same(update(one, jnp.zeros((0, 5))), one, "an empty array", exactly=True)
 
 
 def narrow_is_measured_wide(observer: Observer) -> None:
     """Half types and float64 give the statistic of their float32 values."""
     x = rows().astype(jnp.bfloat16)
-    wanted = observer.update(x.astype(jnp.float32))
-    same(observer.update(x), wanted, "bfloat16", exactly=True)
+    wanted = update(observer, x.astype(jnp.float32))
+    same(update(observer, x), wanted, "bfloat16", exactly=True)
     with jax.enable_x64():
-        wide = observer.update(jnp.asarray(np.asarray(x.astype(jnp.float32), np.float64)))
+        wide = update(observer, jnp.asarray(np.asarray(x.astype(jnp.float32), np.float64)))
     same(wide, wanted, "float64", exactly=True)
 
 
 def every_rank(observer: Observer) -> None:
     """Arrays of any rank are seen, those of rank 0 as well."""
     for shape in ((), (3,), (2, 3, 2), (1, 2, 1, 3)):
-        one = observer.update(jnp.full(shape, -2.0))
+        one = update(observer, jnp.full(shape, -2.0))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(one)), shape
 
 
 def not_finite_shows(observer: Observer) -> None:
     """A NaN or an infinity, once seen, stays visible through updates and merges."""
     clean, first = rows()[:2], seen(observer)[0]
-    update = jax.jit(lambda o, x: o.update(x))
     for bad in (np.nan, np.inf, -np.inf):
         spoilt = update(observer, clean.at[1, 2].set(bad))
         for one in (spoilt, update(spoilt, clean), merged(spoilt, first), merged(first, spoilt)):
@@ -148,8 +151,9 @@ def nothing_seen_shows(observer: Observer) -> None:
     from jqz import Asymmetric, Symmetric
 
     for scheme in (Symmetric(bits=8), Asymmetric(bits=8)):
-        assert not np.isfinite(observer.empty().limits(scheme)).all()
-        low, high = jax.jit(lambda o, scheme=scheme: o.limits(scheme))(observer.update(rows()))
+        limits = jax.jit(lambda o, scheme=scheme: o.limits(scheme))
+        assert not np.isfinite(limits(observer.init(rows()))).all()
+        low, high = limits(update(observer, rows()))
         assert np.isfinite([low, high]).all()
         assert low < high
 

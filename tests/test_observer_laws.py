@@ -64,8 +64,8 @@ def test_sites_come_from_every_observer_but_gram(observer):
         return jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["stack"])[0] @ params["head"]
 
     keys = jax.random.split(jax.random.key(1), 3)
-    params = {"stack": jax.random.normal(keys[0], (2, 4, 4)), "head": jax.random.normal(keys[1], (4, 3))}
-    batches = list(jax.random.normal(keys[2], (3, 8, 4)))
+    params = {"stack": jax.random.normal(keys[0], (2, 16, 16)) / 4, "head": jax.random.normal(keys[1], (16, 3))}
+    batches = list(jax.random.normal(keys[2], (3, 8, 16)))
     if isinstance(observer, jqz.observers.Gram):
         with pytest.raises(ValueError, match=r"'head'.*say nothing about the range"):
             jqz.convert(model, params, batches, POLICY, observer=observer)
