@@ -11,6 +11,7 @@ import numpy as np
 from jqz import _paths, observers
 from jqz._activations import Site
 from jqz._interpret import Note, Stacked, Walk, interpret, trace
+from jqz._learnable import value_and_grid
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
@@ -197,7 +198,8 @@ def observe(
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
         walk = Walk(rules)
-        _walk(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
+        leaves = [value_and_grid("observe", d.path, d.leaf, None)[0] for d in decisions]
+        _walk(fn, (treedef.unflatten(_tagged(leaves, decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
     return watched
