@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 import jax
 
 from jqz import _sites, observers
-from jqz._inference import observe, quantized
-from jqz._observer import Observer
+from jqz._inference import Observers, observe, quantized
 from jqz._policy import Policy
 from jqz._requant import Float32Requant, Requant
 from jqz._sites import Sites, Stats
@@ -61,7 +60,7 @@ def convert(
     batches: Iterable[typing.Any],
     policy: Policy,
     *,
-    observer: Observer = observers.MinMax(),
+    observer: Observers = observers.MinMax(),
     compiler_options: dict[str, typing.Any] | None = None,
     progress: Callable[[Iterable[typing.Any]], Iterable[typing.Any]] = iter,
     requant: Requant = Float32Requant(),
@@ -73,7 +72,7 @@ def convert(
       variables: its float variables.
       batches: inputs, each an array or a tuple of positional arguments; 100 to 500 samples in all are plenty.
       policy: rules for the weights, and ``inputs`` for the activations.
-      observer: what to measure, one of ``jqz.observers``.
+      observer: as for ``observe``: one of ``jqz.observers``, or rules by path.
       compiler_options: for ``jax.jit``; ``{"xla_cpu_prefer_vector_width": 512}`` gains 5 to 25 % on CPUs with AVX-512.
       progress: wraps the batches in a progress bar: ``rich.progress.track`` and ``tqdm.tqdm`` do.
       requant: as for ``quantized``; ``Gemmlowp()`` keeps to integers between the first code and the last.
