@@ -32,6 +32,7 @@ FLOORS = (
     ("_policy", "_values", "_stacked"),
     ("_walk",),
     ("_interpret", "_pending"),
+    ("_prepare",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations"),
     ("_sites",),
