@@ -157,6 +157,8 @@ def obstacle(met: Meeting, weight: Levels | None, x: Levels | None) -> str:
 
 def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
     """The axes of an operand that its scales may not vary along."""
+    if eqn.primitive == "ragged_dot_general":
+        return tuple(eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0][side])
     dims = eqn.params["dimension_numbers"]
     if eqn.primitive == "dot_general":
         return tuple(dims[0][side])

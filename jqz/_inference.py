@@ -21,7 +21,7 @@ from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Walk, either
-from jqz.kernels import cache, convolution, dot, gather, simulate, structure, waiting, watch
+from jqz.kernels import cache, convolution, dot, gather, ragged, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 
@@ -98,7 +98,7 @@ def walked(
     always: frozenset[str] = frozenset()
     if inputs is not None or given:
         policy = _input_policy("quantized", {} if inputs is None else inputs)
-        tables += [dot.rules(policy.input_at, requant), convolution.rules(policy.input_at, requant)]
+        tables += [family.rules(policy.input_at, requant) for family in (dot, ragged, convolution)]
         always = _always(policy, given)
     if given:
         tables.append(waiting.rules(requant))
