@@ -14,6 +14,7 @@ from jqz._convert import Net, convert
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
 from jqz._inference import observe, quantized, simulated
 from jqz._input_groups import PerInputGroup
+from jqz._lowered import lowered
 from jqz._policy import Policy
 from jqz._qtensor import QTensor
 from jqz._requant import Gemmlowp
@@ -67,6 +68,7 @@ __all__ = [
     "convert",
     "dequantize",
     "fake_quantize",
+    "lowered",
     "merge",
     "nnabla",
     "observe",

@@ -21,7 +21,7 @@ from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Walk, either
-from jqz.kernels import cache, convolution, dot, gather, ragged, simulate, structure, waiting, watch
+from jqz.kernels import cache, convolution, dot, floats, gather, ragged, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 
@@ -105,7 +105,8 @@ def walked(
     rules = either(*tables)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, Walk(rules, given, log=log, derivatives=not given, always=always))
+        walk = Walk(rules, given, log=log, derivatives=not given, always=always, forms=floats.RULES)
+        return walk_through(fn, args, kwargs, walk)
 
     return run
 
@@ -179,8 +180,8 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
         rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
         weights = _tagged(treedef.flatten_up_to(rounded), decisions)
         given = _given("simulated", sites)
-        walk = Walk(rules, given, always=_always(policy, given))
-        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, walk)
+        walk = Walk(rules, given, always=_always(policy, given), forms=floats.RULES)
+        return walk_through(fn, (treedef.unflatten(weights), *args), kwargs, walk)
 
     return in_training
 
@@ -221,8 +222,8 @@ def observe(
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
-        walk = Walk(rules, always=_always(policy, {}))
-        _walk(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
+        walk = Walk(rules, always=_always(policy, {}), forms=floats.RULES)
+        walk_through(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
     return watched
@@ -237,7 +238,8 @@ def _tagged(leaves: Sequence[typing.Any], decisions: Sequence[Decision]) -> list
     return [v if d.scheme is None else Weight(v, d.path) for v, d in zip(leaves, decisions, strict=True)]
 
 
-def _walk(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
+def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
+    """Traces a function on the shapes of its arguments and evaluates its jaxpr by the rules of a walk."""
     flat, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=_is_leaf)
     traced = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
 

@@ -2,8 +2,9 @@
 
 A rule gets the equation and its operands, of which at least one is not a plain array, and returns the
 results, or None to decline. A primitive without a rule gets decoded operands: unknown primitives cost
-speed, never correctness. Calls, ``scan``, ``while``, ``cond``, ``checkpoint`` and custom derivatives are
-walked through wherever such an operand enters them.
+speed, never correctness. What is then left on plain arrays is offered to a second table, of other forms for the
+same arithmetic. Calls, ``scan``, ``while``, ``cond``, ``checkpoint`` and custom derivatives are
+walked through wherever such an operand enters them, or a primitive of the second table stands in them.
 
 Everything that differs between JAX versions stands in this file.
 """
@@ -51,42 +52,41 @@ def interpret(jaxpr: typing.Any, operands: list[Value], walk: Walk) -> list[Valu
 
 def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     name = eqn.primitive.name
+    lazy = any(isinstance(v, Lazy) for v in operands)
     logged = walk.log is not None and name in PRODUCTS
     said: dict[str, str] = {}
-    lazy = any(isinstance(v, Lazy) for v in operands)
+
+    def plain(*arrays: jax.Array) -> Sequence[jax.Array]:
+        results = walk.forms[name](equation(), *arrays) if name in walk.forms else None
+        return _bind(eqn, arrays) if results is None else results
+
+    def equation() -> Equation:
+        avals = tuple(v.aval for v in eqn.outvars)
+        return Equation(name, eqn.params, avals, _label(eqn, walk), plain, walk, operands, said)
+
     with eqn.ctx.manager:
-        if name in walk.rules and (lazy or name in walk.always):
-            equation = Equation(
-                name,
-                eqn.params,
-                tuple(v.aval for v in eqn.outvars),
-                _label(eqn, walk),
-                lambda *arrays: _bind(eqn, arrays),
-                walk,
-                operands,
-                said,
-            )
-            weights = [v.path for v in operands if is_weight(v)]
-            results = walk.rules[name](equation, *operands)
-            if results is not None:
-                if logged:
-                    _note(eqn, walk, weights, said)
-                return results
-        if name in _HIGHER_ORDER and (lazy or walk.always or walk.log is not None):
+        weights = [v.path for v in operands if is_weight(v)]
+        offered = name in walk.rules and (lazy or name in walk.always)
+        results = walk.rules[name](equation(), *operands) if offered else None
+        if results is None and name in _HIGHER_ORDER and (lazy or walk.log is not None or _holds(eqn.params, walk)):
             outer, walk.scope = walk.scope, _scope(eqn, walk)
             results = _HIGHER_ORDER[name](eqn, operands, walk)
             walk.scope = outer
             return results
         if logged:
-            _note(eqn, walk, [v.path for v in operands if is_weight(v)], said)
-        return _bind(eqn, [decode(v) for v in operands])
+            _note(eqn, walk, weights, said)
+        return plain(*map(decode, operands)) if results is None else results
 
 
-def _holds(params: Mapping[str, typing.Any], names: typing.Container[str]) -> bool:
-    """Whether one of these primitives stands in the jaxprs of an equation, or in theirs."""
+def _holds(params: Mapping[str, typing.Any], walk: Walk) -> bool:
+    """Whether a primitive that a walk seeks on plain arrays stands in the jaxprs of an equation, or in theirs."""
+    if not walk.always and not walk.forms:
+        return False
     jaxprs = [getattr(j, "jaxpr", j) for p in params.values() for j in (p if isinstance(p, tuple | list) else [p])]
-    eqns = [eqn for j in jaxprs for eqn in getattr(j, "eqns", ())] if names else []
-    return any(eqn.primitive.name in names or _holds(eqn.params, names) for eqn in eqns)
+    eqns = [eqn for j in jaxprs for eqn in getattr(j, "eqns", ())]
+    return any(
+        e.primitive.name in walk.always or e.primitive.name in walk.forms or _holds(e.params, walk) for e in eqns
+    )
 
 
 def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Valu
     if not walk.derivatives:
         return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
-    if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk.always):
+    if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk):
         return _bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half

@@ -19,7 +19,8 @@ class Walk:
 
     A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
     and ``empty()``, its neutral element, for the loops and branches that it may or may not come from. Primitives
-    in ``always`` are offered to their rules whatever their operands are, in every body; ``scope`` is where it is.
+    in ``always`` are offered to their rules whatever their operands are, in every body; ``forms`` are rules for
+    equations on plain arrays. ``scope`` is where it is.
     """
 
     rules: Rules
@@ -32,6 +33,7 @@ class Walk:
     derivatives: bool = True
     always: frozenset[str] = frozenset()
     scope: tuple[str, ...] = ()
+    forms: Rules = dataclasses.field(default_factory=dict)
 
     def name(self, path: str) -> str:
         """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
@@ -73,7 +75,7 @@ class Equation:
     params: Mapping[str, typing.Any]
     avals: tuple[typing.Any, ...]
     label: str
-    bind: Callable[..., list[jax.Array]]
+    bind: Callable[..., Sequence[jax.Array]]
     walk: Walk
     operands: list[Value]
     said: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -83,7 +85,7 @@ class Equation:
         self.said.update(kwargs)
 
     def on(self, *operands: Value) -> jax.Array:
-        """The single result of the original primitive on decoded operands."""
+        """The single result of the original primitive, or a form of it, on decoded operands."""
         return self.bind(*map(decode, operands))[0]
 
     def replace(self, index: int, value: Value) -> None:

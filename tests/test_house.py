@@ -17,7 +17,9 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 #: From the ground up. A room imports from lower floors only. ``x/*`` is every file of a package, x its __init__.
 FLOORS = (
     # 0: what stands on jax alone
-    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers"),
+    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "lowerings/dot"),
+    ("lowerings/*",),
+    ("lowerings",),
     # 1: the contract, and tools that schemes share
     ("_scheme", "_levels", "_input_groups"),
     ("_minifloat", "_clustering", "_observer", "_requant"),
@@ -36,7 +38,7 @@ FLOORS = (
     # 5: everything that users compose
     ("_inference", "algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
-    ("_convert", "_audit"),
+    ("_convert", "_audit", "_lowered"),
     # 6: the command
     ("demo",),
     ("cli",),

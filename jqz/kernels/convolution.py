@@ -12,6 +12,7 @@ from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
 from jqz._walk import Equation, Rule
+from jqz.lowerings.convolution import Convolution, convolve
 
 
 def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
@@ -105,35 +106,13 @@ def _pad(x: Levels, spec: jax.lax.ConvDimensionNumbers, padding: Sequence[tuple[
 def _accumulate(
     eqn: Equation, codes: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]], exact: bool
 ) -> jax.Array:
-    """int8 x int8 -> int32.
-
-    XLA's CPU backend has no fast integer path for grouped or few-channel convolutions; where float32
-    holds every partial sum exactly, the same integers are computed there in float32.
-    """
-    spec = eqn.params["dimension_numbers"]
-    groups = eqn.params["feature_group_count"]
-
-    def convolve(codes: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            codes,
-            kernel,
-            window_strides=eqn.params["window_strides"],
-            padding=padding,
-            lhs_dilation=eqn.params["lhs_dilation"],
-            rhs_dilation=eqn.params["rhs_dilation"],
-            dimension_numbers=spec,
-            feature_group_count=groups,
-            preferred_element_type=dtype,
-        )
-
-    def integers(codes: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolve(codes, kernel, jnp.int32)
-
-    def floats(codes: jax.Array, kernel: jax.Array) -> jax.Array:
-        out = convolve(codes.astype(jnp.float32), kernel.astype(jnp.float32), jnp.float32)
-        return out.astype(jnp.int32)
-
-    channels = max(kernel.shape[spec.rhs_spec[1]], kernel.shape[spec.rhs_spec[0]])
-    if exact and (groups > 1 or channels <= 16):
-        return jax.lax.platform_dependent(codes, kernel, cpu=floats, default=integers)
-    return integers(codes, kernel)
+    """int8 x int8 -> int32; ``exact`` says that float32 would hold every sum."""
+    how = Convolution(
+        tuple(eqn.params["window_strides"]),
+        tuple(padding),
+        tuple(eqn.params["lhs_dilation"]),
+        tuple(eqn.params["rhs_dilation"]),
+        eqn.params["dimension_numbers"],
+        eqn.params["feature_group_count"],
+    )
+    return convolve(codes, kernel, how, exact)

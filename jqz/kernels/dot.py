@@ -14,6 +14,7 @@ from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels, decode
 from jqz._walk import Equation, Rule
+from jqz.lowerings.dot import dot as lowered_dot
 
 Axes = tuple[int, ...]
 
@@ -133,14 +134,5 @@ def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> Scaled | None:
 
 
 def _accumulate(lhs: jax.Array, rhs: jax.Array, dims: Dims) -> jax.Array:
-    """int8 x int8 -> int32, as XLA likes it.
-
-    A single row falls off XLA's fast path on CPU by a factor of two, so it is doubled and cut.
-    """
-    free = dims.free(0, lhs.ndim)
-    rows = math.prod(lhs.shape[i] for i in free)
-    doubled = rows == 1 and bool(free) and not dims.batch[0]
-    if doubled:
-        lhs = jnp.concatenate([lhs, lhs], axis=free[0])
-    acc = jax.lax.dot_general(lhs, rhs, dims.numbers(), preferred_element_type=jnp.int32)
-    return jax.lax.slice_in_dim(acc, 0, 1, axis=0) if doubled else acc
+    """int8 x int8 -> int32."""
+    return lowered_dot(lhs, rhs, dims.numbers())
