@@ -20,9 +20,9 @@ from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
-from jqz._values import Coded, Value, Weight, decode
+from jqz._values import Coded, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Walk, either
-from jqz.kernels import convolution, dot, floats, gather, simulate, structure, waiting, watch
+from jqz.kernels import cache, convolution, dot, floats, gather, ragged, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 Observers = Observer | Mapping[str, Observer]
@@ -96,11 +96,11 @@ def walked(
     if not isinstance(requant, Requant):
         raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
     given = _given("quantized", sites)
-    tables = [structure.RULES, gather.RULES]
+    tables = [structure.RULES, gather.RULES, cache.RULES]
     always: frozenset[str] = frozenset()
     if inputs is not None or given:
         policy = _input_policy("quantized", {} if inputs is None else inputs)
-        tables += [dot.rules(policy.input_at, requant), convolution.rules(policy.input_at, requant)]
+        tables += [family.rules(policy.input_at, requant) for family in (dot, ragged, convolution)]
         always = _always(policy, given)
     if given:
         tables.append(waiting.rules(requant))
@@ -276,7 +276,7 @@ def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing
 
     jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
     results = interpret(jaxpr, [_value(*flat[i]) for i in traced], walk)
-    return structure_out.unflatten([decode(v) for v in results])
+    return structure_out.unflatten([v.tensor if isinstance(v, Stored) else decode(v) for v in results])
 
 
 def _is_leaf(leaf: typing.Any) -> bool:
