@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jqz import _sites, observers
 from jqz._inference import Observers, observe, quantized
 from jqz._policy import Policy
-from jqz._prepare import split
+from jqz._prepare import Split, split
 from jqz._requant import Float32Requant, Requant
 from jqz._sites import Sites, Stats
 from jqz._transform import quantize, size_bytes
@@ -46,18 +46,16 @@ class Net:
 
         What follows from weights and grids alone is computed at the first call for inputs of a shape, and kept.
         """
-        known = (self.qparams, self.sites)
-        if not all(isinstance(a, jax.Array | np.ndarray) for a in jax.tree.leaves((known, args))) or any(
-            isinstance(a, Tracer) for a in jax.tree.leaves((known, args))
-        ):
-            return _compiled(self.fn, self.options, self.requant)(known, args)
-        signature = _signature(args)
         kept = self.__dict__.setdefault("_kept", {})
+        signature = _signature(args)
         if signature not in kept:
-            before, after = _steps(self.fn, self.options, self.requant, _signature(known), signature)
-            kept[signature] = before(known), after
-        values, after = kept[signature]
-        return after(values, known, args)
+            known = (self.qparams, self.sites)
+            if signature is None or _signature(known) is None:
+                return _compiled(self.fn, self.options, self.requant)(known, args)
+            before, used, after = _steps(self.fn, self.options, self.requant, _signature(known), signature)
+            kept[signature] = before(known), used(known), after
+        values, leaves, after = kept[signature]
+        return after(values, leaves, args)
 
     def __repr__(self) -> str:
         return f"Net({len(self.sites)} sites, {size_bytes(self.qparams)} bytes)"
@@ -66,10 +64,12 @@ class Net:
 Signature = tuple[typing.Any, tuple[tuple[tuple[int, ...], typing.Any], ...]]
 
 
-def _signature(tree: typing.Any) -> Signature:
-    """Structure, shapes and dtypes of a tree of arrays."""
+def _signature(tree: typing.Any) -> Signature | None:
+    """Structure, shapes and dtypes of a tree of concrete arrays; None where something else is in it."""
     leaves, treedef = jax.tree.flatten(tree)
-    return treedef, tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
+    if any(isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
+        return None
+    return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 def _whole(fn: Callable[..., typing.Any], requant: Requant) -> Callable[..., typing.Any]:
@@ -88,12 +88,13 @@ def _compiled(fn: Callable[..., typing.Any], options: Options, requant: Requant)
 @functools.lru_cache(maxsize=64)
 def _steps(
     fn: Callable[..., typing.Any], options: Options, requant: Requant, known: Signature, args: Signature
-) -> tuple[Callable[..., typing.Any], Callable[..., typing.Any]]:
+) -> Split:
     known_tree, args_tree = (
         treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves]) for treedef, leaves in (known, args)
     )
     steps = split(_whole(fn, requant), known_tree, args_tree)
-    return jax.jit(steps.before), jax.jit(steps.after, compiler_options=dict(options) or None)
+    after = jax.jit(steps.after, compiler_options=dict(options) or None)
+    return Split(jax.jit(steps.before), steps.used, after)
 
 
 def convert(
