@@ -4,11 +4,13 @@ Three verbs carry everything: ``quantize`` codes a parameter tree, ``fake_quanti
 straight-through training, and ``quantized`` runs an unmodified function on codes.
 """
 
+from jqz import _gradients as gradients
 from jqz import _ranges as ranges
 from jqz import _requant as requant
 from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
+from jqz._allocator import tune_allocator
 from jqz._audit import Audit, audit
 from jqz._convert import Net, convert
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
@@ -20,7 +22,7 @@ from jqz._qtensor import QTensor
 from jqz._requant import Gemmlowp
 from jqz._scheme import Affine, Identity, Scheme, chain
 from jqz._sites import calibrate, merge
-from jqz._transform import bits_per_weight, dequantize, fake_quantize, quantize, size_bytes
+from jqz._transform import bits_per_weight, dequantize, fake_quantize, learnable, quantize, size_bytes
 from jqz.schemes import (
     AdditivePowerOfTwo,
     Asymmetric,
@@ -68,6 +70,8 @@ __all__ = [
     "convert",
     "dequantize",
     "fake_quantize",
+    "gradients",
+    "learnable",
     "lowered",
     "merge",
     "nnabla",
@@ -82,4 +86,5 @@ __all__ = [
     "simulated",
     "size_bytes",
     "ste",
+    "tune_allocator",
 ]

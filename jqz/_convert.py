@@ -6,11 +6,13 @@ import typing
 from collections.abc import Callable, Iterable
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from jqz import _sites, observers
-from jqz._inference import observe, quantized
-from jqz._observer import Observer
+from jqz._inference import Observers, observe, quantized
 from jqz._policy import Policy
+from jqz._prepare import split
 from jqz._requant import Float32Requant, Requant
 from jqz._sites import Sites, Stats
 from jqz._transform import quantize, size_bytes
@@ -40,19 +42,58 @@ class Net:
     requant: Requant = dataclasses.field(default=Float32Requant(), metadata={"static": True})
 
     def __call__(self, *args: typing.Any) -> typing.Any:
-        """Runs the model on codes; ``args`` follow the variables in the float function."""
-        return _compiled(self.fn, self.options, self.requant)(self.qparams, self.sites, *args)
+        """Runs the model on codes; ``args`` follow the variables in the float function.
+
+        What follows from weights and grids alone is computed at the first call for inputs of a shape, and kept.
+        """
+        known = (self.qparams, self.sites)
+        if not all(isinstance(a, jax.Array | np.ndarray) for a in jax.tree.leaves((known, args))) or any(
+            isinstance(a, Tracer) for a in jax.tree.leaves((known, args))
+        ):
+            return _compiled(self.fn, self.options, self.requant)(known, args)
+        signature = _signature(args)
+        kept = self.__dict__.setdefault("_kept", {})
+        if signature not in kept:
+            before, after = _steps(self.fn, self.options, self.requant, _signature(known), signature)
+            kept[signature] = before(known), after
+        values, after = kept[signature]
+        return after(values, known, args)
 
     def __repr__(self) -> str:
         return f"Net({len(self.sites)} sites, {size_bytes(self.qparams)} bytes)"
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(fn: Callable[..., typing.Any], options: Options, requant: Requant) -> Callable[..., typing.Any]:
-    def run(qparams: typing.Any, sites: Sites, *args: typing.Any) -> typing.Any:
+Signature = tuple[typing.Any, tuple[tuple[tuple[int, ...], typing.Any], ...]]
+
+
+def _signature(tree: typing.Any) -> Signature:
+    """Structure, shapes and dtypes of a tree of arrays."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
+
+
+def _whole(fn: Callable[..., typing.Any], requant: Requant) -> Callable[..., typing.Any]:
+    def run(known: typing.Any, args: typing.Any) -> typing.Any:
+        qparams, sites = known
         return quantized(fn, sites, requant=requant)(qparams, *args)
 
-    return jax.jit(run, compiler_options=dict(options) or None)
+    return run
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(fn: Callable[..., typing.Any], options: Options, requant: Requant) -> Callable[..., typing.Any]:
+    return jax.jit(_whole(fn, requant), compiler_options=dict(options) or None)
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(
+    fn: Callable[..., typing.Any], options: Options, requant: Requant, known: Signature, args: Signature
+) -> tuple[Callable[..., typing.Any], Callable[..., typing.Any]]:
+    known_tree, args_tree = (
+        treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves]) for treedef, leaves in (known, args)
+    )
+    steps = split(_whole(fn, requant), known_tree, args_tree)
+    return jax.jit(steps.before), jax.jit(steps.after, compiler_options=dict(options) or None)
 
 
 def convert(
@@ -61,7 +102,7 @@ def convert(
     batches: Iterable[typing.Any],
     policy: Policy,
     *,
-    observer: Observer = observers.MinMax(),
+    observer: Observers = observers.MinMax(),
     compiler_options: dict[str, typing.Any] | None = None,
     progress: Callable[[Iterable[typing.Any]], Iterable[typing.Any]] = iter,
     requant: Requant = Float32Requant(),
@@ -73,7 +114,7 @@ def convert(
       variables: its float variables.
       batches: inputs, each an array or a tuple of positional arguments; 100 to 500 samples in all are plenty.
       policy: rules for the weights, and ``inputs`` for the activations.
-      observer: what to measure, one of ``jqz.observers``.
+      observer: as for ``observe``: one of ``jqz.observers``, or rules by path.
       compiler_options: for ``jax.jit``; ``{"xla_cpu_prefer_vector_width": 512}`` gains 5 to 25 % on CPUs with AVX-512.
       progress: wraps the batches in a progress bar: ``rich.progress.track`` and ``tqdm.tqdm`` do.
       requant: as for ``quantized``; ``Gemmlowp()`` keeps to integers between the first code and the last.

@@ -11,6 +11,7 @@ import numpy as np
 from jqz import _paths, observers
 from jqz._activations import Site
 from jqz._interpret import interpret, trace
+from jqz._learnable import value_and_grid
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
@@ -24,6 +25,7 @@ from jqz._walk import PRODUCTS, Note, Walk, either
 from jqz.kernels import cache, convolution, dot, floats, gather, ragged, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
+Observers = Observer | Mapping[str, Observer]
 
 
 def quantized(
@@ -187,7 +189,7 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
 
 
 def observe(
-    fn: Callable[..., typing.Any], policy: Policy, observer: Observer = observers.MinMax()
+    fn: Callable[..., typing.Any], policy: Policy, observer: Observers = observers.MinMax()
 ) -> Callable[..., Stats]:
     """A function of ``(variables, *args)`` that measures what meets each weight, in the float model.
 
@@ -198,10 +200,11 @@ def observe(
     Args:
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
       policy: its rules select the weights, its ``inputs`` the sites to watch.
-      observer: what to measure, one of ``jqz.observers``.
+      observer: what to measure, one of ``jqz.observers``; or rules from globs of weights' paths to these.
 
     Raises:
-      TypeError: ``fn`` is not callable, or ``policy`` is not a Policy with ``inputs``.
+      TypeError: ``fn`` is not callable, ``policy`` is not a Policy with ``inputs``, or ``observer`` is none.
+      ValueError: rules give a weight no observer.
 
     >>> import jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -217,16 +220,37 @@ def observe(
             f"observe: got {policy!r}, wanted a Policy with inputs. "
             'Use Policy({"**/kernel": Symmetric(bits=8)}, inputs=Asymmetric(bits=8)).'
         )
-    rules = {**structure.RULES, **watch.rules(policy.input_at, lambda path: observer)}
+    rules = {**structure.RULES, **watch.rules(policy.input_at, _observer_at(observer))}
 
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
         walk = Walk(rules, always=_always(policy, {}), forms=floats.RULES)
-        walk_through(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
+        leaves = [value_and_grid("observe", d.path, d.leaf, None)[0] for d in decisions]
+        walk_through(fn, (treedef.unflatten(_tagged(leaves, decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
     return watched
+
+
+def _observer_at(observer: Observers) -> Callable[[str], Observer]:
+    rules = observer if isinstance(observer, Mapping) else {"**": observer}
+    if not all(isinstance(one, Observer) for one in rules.values()):
+        raise TypeError(
+            f"observe: got observer={observer!r}, wanted an Observer or a dict from globs to Observers. "
+            "Use observer=jqz.observers.MinMax()."
+        )
+
+    def at(path: str) -> Observer:
+        found = next((one for glob, one in rules.items() if _paths.matches(glob, path)), None)
+        if found is None:
+            raise ValueError(
+                f"observe: the observers give {path!r} none; their rules are {list(rules)}. "
+                'Add "**": jqz.observers.MinMax() as the last rule.'
+            )
+        return found
+
+    return at
 
 
 def _inputs_of(policy: PolicyLike) -> Callable[[str], Scheme | None]:

@@ -58,7 +58,7 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
 
     def plain(*arrays: jax.Array) -> Sequence[jax.Array]:
         results = walk.forms[name](equation(), *arrays) if name in walk.forms else None
-        return _bind(eqn, arrays) if results is None else results
+        return bind(eqn, arrays) if results is None else results
 
     def equation() -> Equation:
         avals = tuple(v.aval for v in eqn.outvars)
@@ -106,7 +106,8 @@ def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str])
     walk.log[name] = Note(eqn, said.get("how", "float"), said.get("why", why), path, walk.steps)
 
 
-def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """The results of an equation on arrays."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair before JAX 0.11
     out = eqn.primitive.bind(*functions, *arrays, **params)
@@ -128,10 +129,10 @@ def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Valu
         return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
     if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk):
-        return _bind(eqn, arrays)
+        return bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half
-    return [_with_gradient(v, s) for v, s in zip(results, _bind(eqn, arrays), strict=True)]
+    return [_with_gradient(v, s) for v, s in zip(results, bind(eqn, arrays), strict=True)]
 
 
 def _with_gradient(value: Value, source: jax.Array) -> Value:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _paths
+from jqz._learnable import is_whole
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._scheme import Scheme
 
@@ -99,7 +100,7 @@ def resolve(who: str, policy: PolicyLike, tree: typing.Any) -> tuple[list[Decisi
     ``policy`` is a Policy, a dict of rules, one Scheme, a callable ``(path, leaf) -> Scheme | None``, or a tree
     of the same structure with Scheme or None leaves.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_qtensor)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_whole)
     named = [(_paths.name(path), leaf) for path, leaf in flat]
     if isinstance(policy, Mapping) and policy and all(isinstance(k, str) and "*" in k for k in policy):
         policy = Policy(typing.cast(Mapping[str, Rule], policy))
