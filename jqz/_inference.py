@@ -49,12 +49,16 @@ def quantized(
     static grids its later readers (a residual, say) read the codes as well. What follows a product on a static
     grid (bias, normalization, relu, pooling, a residual) waits for the next one, which rescales all of it at once.
 
+    A QTensor that ``fn`` writes to (``dynamic_update_slice``, ``x.at[...].set``), such as a key-value cache, is
+    updated on its codes and returned as a QTensor of the same structure.
+
     Args:
       fn: a pure function. Arguments that are neither arrays nor QTensors (strings, booleans, Python numbers)
         reach it as they are.
       sites: grids of the activations, from ``calibrate``.
       inputs: a Scheme for the activations, or rules by the path of the weight they meet: a dict of globs, or
-        a Policy with ``inputs``.
+        a Policy with ``inputs``. Products of two activations, as in attention, stay float unless a rule names
+        them by scope: ``"**/(dot*)"``.
       requant: how int32 accumulators become int8 codes on static grids: ``Float32Requant()``, ``HalfAway()``, or
         in integers only ``Gemmlowp()`` or ``Ruy()`` (see ``jqz.requant``).
 
