@@ -120,11 +120,23 @@ def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
 
 def code(x: jax.Array, scheme: Scheme, grid: Grid) -> Levels | None:
     """Codes an activation, or None where its scheme has no integer levels; without a grid, on one of its own."""
+    try:
+        hash(scheme)
+    except TypeError:  # it holds an array
+        return _code(x, scheme, grid)
+    return _code_once(x, scheme, grid)
+
+
+def _code(x: jax.Array, scheme: Scheme, grid: Grid) -> Levels | None:
     grid = scheme.calibrate(x) if grid is None else grid
     affine = scheme.affine(grid)
     if affine is None:
         return None
     return Levels(affine.levels(scheme.encode(x, grid)), affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
+
+
+#: Traced once for a scheme and a shape: a network has many activations of few kinds.
+_code_once = jax.jit(_code, static_argnums=1, inline=True)
 
 
 def fits_int32(terms: int, a: Levels, b: Levels) -> bool:
