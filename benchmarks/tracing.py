@@ -36,7 +36,9 @@ def candidates(model, shape):
     import jqz
 
     fn, x = model.apply, jax.ShapeDtypeStruct(shape, jnp.float32)
-    policy = jqz.Policy({"**/kernel": jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1))}, inputs=jqz.Asymmetric(bits=8))
+    policy = jqz.Policy(
+        {"**/kernel": jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1))}, inputs=jqz.Asymmetric(bits=8)
+    )
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
     qparams = jax.eval_shape(lambda v: jqz.quantize(v, policy), variables)
     stats = jax.eval_shape(jqz.observe(fn, policy), variables, x)

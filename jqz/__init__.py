@@ -6,6 +6,7 @@ straight-through training, and ``quantized`` runs an unmodified function on code
 
 from jqz import _gradients as gradients
 from jqz import _ranges as ranges
+from jqz import _requant as requant
 from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
@@ -14,8 +15,10 @@ from jqz._convert import Net, convert
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
 from jqz._inference import observe, quantized, simulated
 from jqz._input_groups import PerInputGroup
+from jqz._lowered import lowered
 from jqz._policy import Policy
 from jqz._qtensor import QTensor
+from jqz._requant import Gemmlowp
 from jqz._scheme import Affine, Identity, Scheme, chain
 from jqz._sites import calibrate, merge
 from jqz._transform import bits_per_weight, dequantize, fake_quantize, learnable, quantize, size_bytes
@@ -43,6 +46,7 @@ __all__ = [
     "Codebook",
     "FixedPoint",
     "Float",
+    "Gemmlowp",
     "Granularity",
     "Identity",
     "Net",
@@ -67,6 +71,7 @@ __all__ = [
     "fake_quantize",
     "gradients",
     "learnable",
+    "lowered",
     "merge",
     "nnabla",
     "observe",
@@ -74,6 +79,7 @@ __all__ = [
     "quantize",
     "quantized",
     "ranges",
+    "requant",
     "rounding",
     "schemes",
     "simulated",

@@ -10,6 +10,7 @@ import jax
 from jqz import _sites, observers
 from jqz._inference import Observers, observe, quantized
 from jqz._policy import Policy
+from jqz._requant import Float32Requant, Requant
 from jqz._sites import Sites, Stats
 from jqz._transform import quantize, size_bytes
 
@@ -35,19 +36,20 @@ class Net:
     sites: Sites
     fn: Callable[..., typing.Any] = dataclasses.field(metadata={"static": True})
     options: Options = dataclasses.field(default=(), metadata={"static": True})
+    requant: Requant = dataclasses.field(default=Float32Requant(), metadata={"static": True})
 
     def __call__(self, *args: typing.Any) -> typing.Any:
         """Runs the model on codes; ``args`` follow the variables in the float function."""
-        return _compiled(self.fn, self.options)(self.qparams, self.sites, *args)
+        return _compiled(self.fn, self.options, self.requant)(self.qparams, self.sites, *args)
 
     def __repr__(self) -> str:
         return f"Net({len(self.sites)} sites, {size_bytes(self.qparams)} bytes)"
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(fn: Callable[..., typing.Any], options: Options) -> Callable[..., typing.Any]:
+def _compiled(fn: Callable[..., typing.Any], options: Options, requant: Requant) -> Callable[..., typing.Any]:
     def run(qparams: typing.Any, sites: Sites, *args: typing.Any) -> typing.Any:
-        return quantized(fn, sites)(qparams, *args)
+        return quantized(fn, sites, requant=requant)(qparams, *args)
 
     return jax.jit(run, compiler_options=dict(options) or None)
 
@@ -61,6 +63,7 @@ def convert(
     observer: Observers = observers.MinMax(),
     compiler_options: dict[str, typing.Any] | None = None,
     progress: Callable[[Iterable[typing.Any]], Iterable[typing.Any]] = iter,
+    requant: Requant = Float32Requant(),
 ) -> Net:
     """Calibrates over batches and quantizes: ``observe``, ``merge``, ``calibrate`` and ``quantize`` in one.
 
@@ -72,6 +75,7 @@ def convert(
       observer: as for ``observe``: one of ``jqz.observers``, or rules by path.
       compiler_options: for ``jax.jit``; ``{"xla_cpu_prefer_vector_width": 512}`` gains 5 to 25 % on CPUs with AVX-512.
       progress: wraps the batches in a progress bar: ``rich.progress.track`` and ``tqdm.tqdm`` do.
+      requant: as for ``quantized``; ``Gemmlowp()`` keeps to integers between the first code and the last.
 
     Returns:
       A ``Net``: call it on inputs.
@@ -99,7 +103,8 @@ def convert(
     if stats is None:
         raise ValueError("convert: got no batches, wanted at least one to calibrate on. Use batches=[x].")
     sites = _sites.calibrate(stats, policy)
-    return Net(quantize(variables, policy), sites, fn, tuple(sorted((compiler_options or {}).items())))
+    options = tuple(sorted((compiler_options or {}).items()))
+    return Net(quantize(variables, policy), sites, fn, options, requant)
 
 
 _merge = jax.jit(_sites.merge)

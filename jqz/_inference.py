@@ -10,23 +10,30 @@ import numpy as np
 
 from jqz import _paths, observers
 from jqz._activations import Site
-from jqz._interpret import Note, Stacked, Walk, interpret, trace
+from jqz._interpret import interpret, trace
 from jqz._learnable import value_and_grid
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
+from jqz._requant import Float32Requant, Requant
 from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
+from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Value, Weight, decode
-from jqz.kernels import convolution, dot, gather, simulate, structure, watch
+from jqz._walk import PRODUCTS, Note, Walk, either
+from jqz.kernels import convolution, dot, floats, gather, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 Observers = Observer | Mapping[str, Observer]
 
 
 def quantized(
-    fn: Callable[..., typing.Any], sites: Sites | None = None, *, inputs: Inputs = None
+    fn: Callable[..., typing.Any],
+    sites: Sites | None = None,
+    *,
+    inputs: Inputs = None,
+    requant: Requant = Float32Requant(),
 ) -> Callable[..., typing.Any]:
     """The same function, taking QTensors wherever it took arrays.
 
@@ -39,7 +46,8 @@ def quantized(
     fly. Either way the product runs in integers, for every scheme with integer levels of at most 8 bits:
     Symmetric, Asymmetric, PowerOfTwo up to 4 bits, Binary, Ternary, FixedPoint and their chains. A product whose
     grids do not allow integers runs on the same rounded values in float. An activation is coded once, and with
-    static grids its later readers (a residual, say) read the codes as well.
+    static grids its later readers (a residual, say) read the codes as well. What follows a product on a static
+    grid (bias, normalization, relu, pooling, a residual) waits for the next one, which rescales all of it at once.
 
     Args:
       fn: a pure function. Arguments that are neither arrays nor QTensors (strings, booleans, Python numbers)
@@ -47,9 +55,11 @@ def quantized(
       sites: grids of the activations, from ``calibrate``.
       inputs: a Scheme for the activations, or rules by the path of the weight they meet: a dict of globs, or
         a Policy with ``inputs``.
+      requant: how int32 accumulators become int8 codes on static grids: ``Float32Requant()``, ``HalfAway()``, or
+        in integers only ``Gemmlowp()`` or ``Ruy()`` (see ``jqz.requant``).
 
     Raises:
-      TypeError: ``fn`` is not callable, or ``sites`` or ``inputs`` is none of the above.
+      TypeError: ``fn`` is not callable, or ``sites``, ``inputs`` or ``requant`` is none of the above.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -69,7 +79,7 @@ def quantized(
     >>> bool(jnp.allclose(static(qparams, x), exact, atol=0.05))
     True
     """
-    run = walked(fn, sites, inputs)
+    run = walked(fn, sites, inputs, requant)
 
     @functools.wraps(fn, updated=())
     def on_codes(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
@@ -78,17 +88,27 @@ def quantized(
     return on_codes
 
 
-def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -> Callable[..., typing.Any]:
-    """``quantized(fn, sites, inputs=inputs)`` that takes a log to keep notes in (or None) before its arguments."""
+def walked(
+    fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs, requant: Requant
+) -> Callable[..., typing.Any]:
+    """``quantized`` with a function that takes a log to keep notes in (or None) before its arguments."""
     _check_callable("quantized", fn)
+    if not isinstance(requant, Requant):
+        raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
     given = _given("quantized", sites)
-    rules = {**structure.RULES, **gather.RULES}
+    tables = [structure.RULES, gather.RULES]
+    always: frozenset[str] = frozenset()
     if inputs is not None or given:
-        at = _input_policy("quantized", {} if inputs is None else inputs).input_at
-        rules.update({**dot.rules(at), **convolution.rules(at)})
+        policy = _input_policy("quantized", {} if inputs is None else inputs)
+        tables += [dot.rules(policy.input_at, requant), convolution.rules(policy.input_at, requant)]
+        always = _always(policy, given)
+    if given:
+        tables.append(waiting.rules(requant))
+    rules = either(*tables)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return _walk(fn, args, kwargs, Walk(rules, given, log=log))
+        walk = Walk(rules, given, log=log, derivatives=not given, always=always, forms=floats.RULES)
+        return walk_through(fn, args, kwargs, walk)
 
     return run
 
@@ -96,6 +116,12 @@ def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -
 def _check_callable(who: str, fn: typing.Any) -> None:
     if not callable(fn):
         raise TypeError(f"{who}: got {type(fn).__name__}, wanted a function. Use {who}(model.apply, ...).")
+
+
+def _always(policy: PolicyLike, given: Mapping[str, typing.Any]) -> frozenset[str]:
+    """The primitives to look at wherever they stand: products, if any without weights is to be rounded."""
+    globs = [glob for glob, _ in policy.inputs] if isinstance(policy, Policy) else []
+    return frozenset(PRODUCTS) if any(map(_paths.names_product, [*globs, *given])) else frozenset()
 
 
 def _given(who: str, sites: Sites | None) -> dict[str, Stacked]:
@@ -155,7 +181,9 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
         decisions, treedef = resolve("simulated", policy, variables)
         rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
         weights = _tagged(treedef.flatten_up_to(rounded), decisions)
-        return _walk(fn, (treedef.unflatten(weights), *args), kwargs, Walk(rules, _given("simulated", sites)))
+        given = _given("simulated", sites)
+        walk = Walk(rules, given, always=_always(policy, given), forms=floats.RULES)
+        return walk_through(fn, (treedef.unflatten(weights), *args), kwargs, walk)
 
     return in_training
 
@@ -197,9 +225,9 @@ def observe(
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
-        walk = Walk(rules)
+        walk = Walk(rules, always=_always(policy, {}), forms=floats.RULES)
         leaves = [value_and_grid("observe", d.path, d.leaf, None)[0] for d in decisions]
-        _walk(fn, (treedef.unflatten(_tagged(leaves, decisions)), *args), kwargs, walk)
+        walk_through(fn, (treedef.unflatten(_tagged(leaves, decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
     return watched
@@ -234,7 +262,8 @@ def _tagged(leaves: Sequence[typing.Any], decisions: Sequence[Decision]) -> list
     return [v if d.scheme is None else Weight(v, d.path) for v, d in zip(leaves, decisions, strict=True)]
 
 
-def _walk(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
+def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
+    """Traces a function on the shapes of its arguments and evaluates its jaxpr by the rules of a walk."""
     flat, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=_is_leaf)
     traced = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
 

@@ -2,127 +2,23 @@
 
 A rule gets the equation and its operands, of which at least one is not a plain array, and returns the
 results, or None to decline. A primitive without a rule gets decoded operands: unknown primitives cost
-speed, never correctness. Calls, ``scan``, ``while``, ``cond``, ``checkpoint`` and custom derivatives are
-walked through wherever such an operand enters them.
+speed, never correctness. What is then left on plain arrays is offered to a second table, of other forms for the
+same arithmetic. Calls, ``scan``, ``while``, ``cond``, ``checkpoint`` and custom derivatives are
+walked through wherever such an operand enters them, or a primitive of the second table stands in them.
 
 Everything that differs between JAX versions stands in this file.
 """
 
-import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jqz import _ste
-from jqz._values import Lazy, Value, Weight, decode, is_weight
-
-Rule = Callable[..., Sequence[Value] | None]
-Rules = Mapping[str, Rule]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stacked:
-    """A pytree that belongs to a place in a program; one for each step of the scans around it, outermost first."""
-
-    tree: typing.Any
-    lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-
-    def merge(self, other: "Stacked") -> "Stacked":
-        """Merges step by step."""
-        merge = lambda a, b: a.merge(b)  # noqa: E731
-        for _ in self.lengths:
-            merge = jax.vmap(merge)
-        return Stacked(merge(self.tree, other.tree), self.lengths)
-
-    def folded(self, length: int) -> "Stacked":
-        """All steps of a scan merged into one, for a place whose weight every step shares."""
-
-        def step(total, one):
-            return total.merge(Stacked(one, self.lengths)), None
-
-        start = jax.tree.map(lambda t: t[0], self.tree)
-        rest = jax.tree.map(lambda t: t[1:], self.tree)
-        return jax.lax.scan(step, Stacked(start, self.lengths), rest, length=length - 1)[0]
-
-    def empty(self) -> "Stacked":
-        """The neutral element of every step."""
-        return Stacked(
-            jax.tree.map(lambda e, t: jnp.broadcast_to(e, t.shape), self.tree.empty(), self.tree), self.lengths
-        )
-
-
-@dataclasses.dataclass
-class Walk:
-    """One walk over a program: its rules, what they are given by name, and what they record by name.
-
-    A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
-    and ``empty()``, its neutral element, for the loops and branches that it may or may not come from.
-    """
-
-    rules: Rules
-    given: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    records: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    names: dict[str, int] = dataclasses.field(default_factory=dict)
-    log: dict[str, "Note"] | None = None
-    steps: int = 1
-
-    def name(self, path: str) -> str:
-        """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
-        self.names[path] = self.names.get(path, 0) + 1
-        return path if self.names[path] == 1 else f"{path}#{self.names[path]}"
-
-    def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
-        """The same walk inside a body that is traced by itself: it records into a dict of its own."""
-        given = self.given if given is None else given
-        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps)
-
-    def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
-        """Takes over the names that a body used, and its records as they came out of it."""
-        self.names = dict(inner.names)
-        self.records.update(records)
-
-
-class Note(typing.NamedTuple):
-    """What an audit keeps of a product: its equation, how it ran and why."""
-
-    eqn: typing.Any
-    how: str
-    why: str
-    path: str | None
-    steps: int
-
-
-#: The primitives that an audit reports.
-PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
-
-
-@dataclasses.dataclass(frozen=True)
-class Equation:
-    """An equation as a rule sees it."""
-
-    primitive: str
-    params: Mapping[str, typing.Any]
-    avals: tuple[typing.Any, ...]
-    scope: str
-    bind: Callable[..., list[jax.Array]]
-    walk: Walk
-    operands: list[Value]
-    said: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def say(self, **kwargs: str) -> None:
-        """Tells an audit ``how`` the equation ran, ``why``, and under which ``name``."""
-        self.said.update(kwargs)
-
-    def on(self, *operands: Value) -> jax.Array:
-        """The single result of the original primitive on decoded operands."""
-        return self.bind(*map(decode, operands))[0]
-
-    def replace(self, index: int, value: Value) -> None:
-        """Lets whoever reads this operand later read ``value`` instead."""
-        self.operands[index] = value
+from jqz import _paths, _ste
+from jqz._stacked import Stacked
+from jqz._values import Lazy, Pending, Value, Weight, decode, is_weight
+from jqz._walk import PRODUCTS, Equation, Note, Walk
 
 
 def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any, typing.Any]:
@@ -156,39 +52,56 @@ def interpret(jaxpr: typing.Any, operands: list[Value], walk: Walk) -> list[Valu
 
 def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     name = eqn.primitive.name
+    lazy = any(isinstance(v, Lazy) for v in operands)
     logged = walk.log is not None and name in PRODUCTS
     said: dict[str, str] = {}
+
+    def plain(*arrays: jax.Array) -> Sequence[jax.Array]:
+        results = walk.forms[name](equation(), *arrays) if name in walk.forms else None
+        return _bind(eqn, arrays) if results is None else results
+
+    def equation() -> Equation:
+        avals = tuple(v.aval for v in eqn.outvars)
+        return Equation(name, eqn.params, avals, _label(eqn, walk), plain, walk, operands, said)
+
     with eqn.ctx.manager:
-        if walk.log is not None or any(isinstance(v, Lazy) for v in operands):
-            if name in walk.rules and any(isinstance(v, Lazy) for v in operands):
-                equation = Equation(
-                    name,
-                    eqn.params,
-                    tuple(v.aval for v in eqn.outvars),
-                    str(eqn.source_info.name_stack),
-                    lambda *arrays: _bind(eqn, arrays),
-                    walk,
-                    operands,
-                    said,
-                )
-                weights = [v.path for v in operands if is_weight(v)]
-                results = walk.rules[name](equation, *operands)
-                if results is not None:
-                    if logged:
-                        _note(eqn, walk, weights, said)
-                    return results
-            if name in _HIGHER_ORDER:
-                return _HIGHER_ORDER[name](eqn, operands, walk)
+        weights = [v.path for v in operands if is_weight(v)]
+        offered = name in walk.rules and (lazy or name in walk.always)
+        results = walk.rules[name](equation(), *operands) if offered else None
+        if results is None and name in _HIGHER_ORDER and (lazy or walk.log is not None or _holds(eqn.params, walk)):
+            outer, walk.scope = walk.scope, _scope(eqn, walk)
+            results = _HIGHER_ORDER[name](eqn, operands, walk)
+            walk.scope = outer
+            return results
         if logged:
-            _note(eqn, walk, [v.path for v in operands if is_weight(v)], said)
-        return _bind(eqn, [decode(v) for v in operands])
+            _note(eqn, walk, weights, said)
+        return plain(*map(decode, operands)) if results is None else results
+
+
+def _holds(params: Mapping[str, typing.Any], walk: Walk) -> bool:
+    """Whether a primitive that a walk seeks on plain arrays stands in the jaxprs of an equation, or in theirs."""
+    if not walk.always and not walk.forms:
+        return False
+    jaxprs = [getattr(j, "jaxpr", j) for p in params.values() for j in (p if isinstance(p, tuple | list) else [p])]
+    eqns = [eqn for j in jaxprs for eqn in getattr(j, "eqns", ())]
+    return any(
+        e.primitive.name in walk.always or e.primitive.name in walk.forms or _holds(e.params, walk) for e in eqns
+    )
+
+
+def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
+    """The named scopes around an equation, those of the calls that it stands in included; no transformations."""
+    return (*walk.scope, *(part.name for part in eqn.source_info.name_stack.stack if type(part).__name__ == "Scope"))
+
+
+def _label(eqn: typing.Any, walk: Walk) -> str:
+    return _paths.product("/".join(_scope(eqn, walk)), PRODUCTS.get(eqn.primitive.name) or eqn.primitive.name)
 
 
 def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str]) -> None:
     assert walk.log is not None
     path = weights[0] if weights else None
-    scope = str(eqn.source_info.name_stack) or "product"
-    name = said.get("name") or walk.name(path if path is not None else f"({scope})")
+    name = said.get("name") or walk.name(" x ".join(weights) or _label(eqn, walk))
     why = "no coded weight" if path is None else "weight-only: activations stay float"
     walk.log[name] = Note(eqn, said.get("how", "float"), said.get("why", why), path, walk.steps)
 
@@ -205,14 +118,16 @@ def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 def _call(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
     """A call is its body: results may stay lazy across it."""
-    body = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    body = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     return interpret(body, operands, walk)
 
 
 def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     """A function with its own derivative keeps it; where a weight passes through, its value is walked."""
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
-    if not any(is_weight(v) for v in operands):
+    if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk):
         return _bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half
@@ -227,7 +142,9 @@ def _with_gradient(value: Value, source: jax.Array) -> Value:
     return _ste.straight_through(source, decode(value))
 
 
-def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     inner = walk.within()
 
     def body(*operands):
@@ -241,8 +158,13 @@ def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.
     return results
 
 
+def _settled(operands: list[Value]) -> list[Value]:
+    """Operands of an equation whose body is traced by itself, where an expression of outer values is no use."""
+    return [decode(v) if isinstance(v, Pending) else v for v in operands]
+
+
 def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
-    params, length = eqn.params, eqn.params["length"]
+    params, length, operands = eqn.params, eqn.params["length"], _settled(operands)
     if "num_consts" in params:
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
@@ -266,12 +188,13 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
         body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
     scanned = {v.path for v in operands[n_consts + n_carry :] if is_weight(v)}
+
+    def own(name: str) -> bool:  # layers have weights of their own; steps of a recurrence do not
+        return bool(scanned) if _paths.names_product(name) else name.split("#")[0] in scanned
+
     walk.absorb(
         inner,
-        {
-            name: Stacked(r.tree, (length, *r.lengths)) if name.split("#")[0] in scanned else r.folded(length)
-            for name, r in records.items()
-        },
+        {name: Stacked(r.tree, (length, *r.lengths)) if own(name) else r.folded(length) for name, r in records.items()},
     )
     return [*carry, *stacked]
 
@@ -305,6 +228,7 @@ def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], 
 
 
 def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    operands = _settled(operands)
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
     inner = walk.within()
@@ -338,7 +262,7 @@ def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
 
         return run
 
-    index, *rest = operands
+    index, *rest = _settled(operands)
     branches = [branch(j) for j in eqn.params["branches"]]
     nothing: dict[str, Stacked] = {}
     for run in branches:  # a branch that is not taken records the neutral element of what the others do

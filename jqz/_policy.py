@@ -32,7 +32,8 @@ class Policy:
     Args:
       rules: ``{glob: Scheme or None}`` for weights.
       inputs: ``{glob: Scheme or None}`` or a Scheme for what meets a weight in a dot or convolution, by the
-        weight's path; used by the functions that quantize activations.
+        weight's path; used by the functions that quantize activations. Products of two activations, as in
+        attention, stay float unless a rule names them: ``"**/(dot*)"`` does, ``"**"`` does not.
 
     Raises:
       TypeError: a rule is neither a Scheme nor None.
@@ -56,8 +57,13 @@ class Policy:
         return next((scheme for glob, scheme in self.rules if _paths.matches(glob, path)), None)
 
     def input_at(self, path: str) -> Rule:
-        """The scheme of what meets the weight at a path, or None."""
-        return next((scheme for glob, scheme in self.inputs if _paths.matches(glob, path)), None)
+        """The scheme of what meets the weight at a path, or of an operand of a product without weights, or None.
+
+        Such an operand (``scope/(dot lhs)``) takes the rules that name it: those whose last part begins with "(".
+        """
+        named = _paths.names_product(path)
+        rules = (rule for rule in self.inputs if not named or _paths.names_product(rule[0]))
+        return next((scheme for glob, scheme in rules if _paths.matches(glob, path)), None)
 
     def __repr__(self) -> str:
         inputs = f", inputs={dict(self.inputs)!r}" if self.inputs else ""

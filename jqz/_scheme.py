@@ -23,6 +23,8 @@ class Affine(typing.NamedTuple):
       zero_point: int32 in the grid's shape, or None where it is 0 for every value.
       levels: maps codes to int8 integer levels, elementwise.
       limit: the largest magnitude of a level, at most 128.
+      ends: the lowest and the highest level, where every integer between them is one and ``encode`` takes the
+        nearest; None otherwise.
 
     >>> import jax.numpy as jnp, jqz
     >>> q = jqz.quantize(jnp.array([0.0, 0.5, 1.0]), jqz.Symmetric(bits=3))
@@ -35,6 +37,7 @@ class Affine(typing.NamedTuple):
     zero_point: jax.Array | None
     levels: Callable[[jax.Array], jax.Array]
     limit: int
+    ends: tuple[int, int] | None = None
 
 
 class Scheme(abc.ABC):

@@ -11,10 +11,10 @@ from jax.core import Tracer
 
 from jqz import _paths
 from jqz._activations import Site
-from jqz._interpret import Stacked
 from jqz._observer import Observer, covering
 from jqz._policy import Policy
 from jqz._scheme import Grid, Scheme
+from jqz._stacked import Stacked
 
 
 @jax.tree_util.register_dataclass

@@ -175,6 +175,12 @@ class Activation(Lazy):
         return decode(self.rounded) if self.original is None else self.original
 
 
+class Pending(Lazy):
+    """A value that is still an expression of others: good until the next loop or branch, which decodes it."""
+
+    path = ""
+
+
 def group_length(scheme: Scheme, axis: int, ndim: int) -> int | None:
     """How many values an entry serves along an axis, if that is split into groups; None if stages disagree."""
     stages = scheme.stages if isinstance(scheme, Chain) else (scheme,)

@@ -18,16 +18,20 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 FLOORS = (
     # 0: what stands on jax alone
     ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "_gradients"),
+    ("lowerings/dot",),
+    ("lowerings/*",),
+    ("lowerings",),
     # 1: the contract, and tools that schemes share
-    ("_scheme", "_levels", "_input_groups", "_requant"),
-    ("_minifloat", "_clustering", "_observer"),
+    ("_scheme", "_levels", "_input_groups"),
+    ("_minifloat", "_clustering", "_observer", "_requant"),
     ("_histogram",),
     # 2: schemes, and what stores their codes
     ("_qtensor", "schemes/*"),
     ("_learnable", "schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values"),
-    ("_interpret",),
+    ("_policy", "_values", "_stacked"),
+    ("_walk",),
+    ("_interpret", "_pending"),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations"),
     ("_sites",),
@@ -36,7 +40,7 @@ FLOORS = (
     # 5: everything that users compose
     ("_inference", "algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
-    ("_convert", "_audit"),
+    ("_convert", "_audit", "_lowered"),
     # 6: the command
     ("demo",),
     ("cli",),

@@ -150,6 +150,8 @@ def test_convert_does_it_in_one_call_and_is_a_pytree():
     assert np.linalg.norm(net(case.x) - exact) < 0.03 * np.linalg.norm(exact)
     leaves, treedef = jax.tree.flatten(net)
     np.testing.assert_array_equal(treedef.unflatten(leaves)(case.x), net(case.x))
+    integers = jqz.convert(case.fn, case.variables, [case.x], POLICY, requant=jqz.Gemmlowp())
+    assert 0 < np.linalg.norm(integers(case.x) - net(case.x)) < 0.03 * np.linalg.norm(exact)
 
 
 def test_errors_tell_what_to_do():

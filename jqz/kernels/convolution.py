@@ -1,4 +1,4 @@
-"""Integer convolution: a coded kernel meets an activation that is coded on the fly."""
+"""Integer convolution: a coded kernel meets an activation that is coded on its way in."""
 
 import math
 from collections.abc import Sequence
@@ -7,25 +7,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, obstacle, total
-from jqz._interpret import Equation, Rule
+from jqz._activations import Inputs, coder, contracted, exact_in_float32, fits_int32, meet, obstacle, total
+from jqz._pending import Scaled, product
+from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
+from jqz._walk import Equation, Rule
+from jqz.lowerings.convolution import Convolution, convolve
 
 
-def rules(inputs: Inputs) -> dict[str, Rule]:
-    """The rule table for dynamic integer convolutions, given the schemes of the activations."""
+def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
+    """The rule table for integer convolutions, given the schemes of the activations.
+
+    With ``requant``, results on static grids wait to be rescaled by it.
+    """
+    code = coder(requant)
 
     def convolution(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight = as_levels(met.weight) if met.side == 0 else None
+        weight = as_levels(met.against(code)) if met.side == 0 else None
         x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+            return [eqn.on(*met.both_in_float(code))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
+        result = _convolve(eqn, x, weight, requant is None or not requant.integer)
+        waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
+        return [result if waits else result.decode().astype(eqn.avals[0].dtype)]
 
     return {"conv_general_dilated": convolution}
 
@@ -40,7 +49,8 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
     return not dilated and fits_int32(_terms(w, summed), x, w)
 
 
-def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
+def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
+    """The convolution of levels; with ``floats``, in float32 where that is exact and faster."""
     spec = eqn.params["dimension_numbers"]
     summed = contracted(eqn, 1)
     w = w.ungrouped(spec.rhs_spec[:1])
@@ -60,17 +70,18 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
     codes, padding = x.levels, eqn.params["padding"]
     if x.zero_point is not None:
         codes, padding = _pad(x, spec, padding), [(0, 0)] * len(padding)
-    acc = _accumulate(eqn, codes, w.levels, padding, exact_in_float32(_terms(w, summed), x, w))
+    exact = floats and exact_in_float32(_terms(w, summed), x, w)
+    acc = _accumulate(eqn, codes, w.levels, padding, exact)
     if x.zero_point is not None:
         acc = acc - of_batch(x.zero_point) * of_channels(total(w.levels, summed))
     if w.zero_point is not None:
         # the sum of the window of every output, zero points of the padding included
-        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact_in_float32(_terms(w, summed), x, w))
+        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact)
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
     dtype = np.promote_types(x.scale.dtype, w.scale.dtype)
-    return acc.astype(dtype) * (of_batch(x.scale).astype(dtype) * of_channels(w.scale).astype(dtype))
+    return product(acc, (of_batch(x.scale).astype(dtype), of_channels(w.scale).astype(dtype)), dtype)
 
 
 def _terms(w: Levels, summed: tuple[int, ...]) -> int:
@@ -95,35 +106,13 @@ def _pad(x: Levels, spec: jax.lax.ConvDimensionNumbers, padding: Sequence[tuple[
 def _accumulate(
     eqn: Equation, codes: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]], exact: bool
 ) -> jax.Array:
-    """int8 x int8 -> int32.
-
-    XLA's CPU backend has no fast integer path for grouped or few-channel convolutions; where float32
-    holds every partial sum exactly, the same integers are computed there in float32.
-    """
-    spec = eqn.params["dimension_numbers"]
-    groups = eqn.params["feature_group_count"]
-
-    def convolve(codes: jax.Array, kernel: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-        return jax.lax.conv_general_dilated(
-            codes,
-            kernel,
-            window_strides=eqn.params["window_strides"],
-            padding=padding,
-            lhs_dilation=eqn.params["lhs_dilation"],
-            rhs_dilation=eqn.params["rhs_dilation"],
-            dimension_numbers=spec,
-            feature_group_count=groups,
-            preferred_element_type=dtype,
-        )
-
-    def integers(codes: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolve(codes, kernel, jnp.int32)
-
-    def floats(codes: jax.Array, kernel: jax.Array) -> jax.Array:
-        out = convolve(codes.astype(jnp.float32), kernel.astype(jnp.float32), jnp.float32)
-        return out.astype(jnp.int32)
-
-    channels = max(kernel.shape[spec.rhs_spec[1]], kernel.shape[spec.rhs_spec[0]])
-    if exact and (groups > 1 or channels <= 16):
-        return jax.lax.platform_dependent(codes, kernel, cpu=floats, default=integers)
-    return integers(codes, kernel)
+    """int8 x int8 -> int32; ``exact`` says that float32 would hold every sum."""
+    how = Convolution(
+        tuple(eqn.params["window_strides"]),
+        tuple(padding),
+        tuple(eqn.params["lhs_dilation"]),
+        tuple(eqn.params["rhs_dilation"]),
+        eqn.params["dimension_numbers"],
+        eqn.params["feature_group_count"],
+    )
+    return convolve(codes, kernel, how, exact)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._interpret import Equation, Rule
 from jqz._values import Coded, Lazy, Levels, Value, Weight, as_levels, is_weight
+from jqz._walk import Equation, Rule
 
 Move = Callable[[jax.Array], jax.Array]
 

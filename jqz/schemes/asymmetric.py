@@ -295,8 +295,12 @@ class Asymmetric(Scheme):
     def affine(self, grid: Grid) -> Affine | None:
         if isinstance(self.bits, jax.Array) or self.bits > 8:
             return None
-        zero_point = self.anchor.zero_point(grid, self._extent(grid.scale.dtype))
-        return None if zero_point is None else Affine(grid.scale, zero_point, lambda codes: codes, power(self.bits - 1))
+        extent = self._extent(grid.scale.dtype)
+        zero_point = self.anchor.zero_point(grid, extent)
+        if zero_point is None:
+            return None
+        ends = (extent.bottom, extent.bottom + extent.steps) if self.rounding.nearest else None
+        return Affine(grid.scale, zero_point, lambda codes: codes, power(self.bits - 1), ends)
 
     @property
     def clips(self) -> bool:  # type: ignore[override]

@@ -121,7 +121,8 @@ class Symmetric(Scheme):
     def affine(self, grid: ScaleGrid) -> Affine | None:
         if isinstance(self.bits, jax.Array) or self.bits > 8:
             return None
-        return Affine(grid.scale, None, lambda codes: codes, -self.codes.bounds(self.bits)[0])
+        low, high = self.codes.bounds(self.bits)
+        return Affine(grid.scale, None, lambda codes: codes, -low, (low, high) if self.rounding.nearest else None)
 
     @property
     def clips(self) -> bool:  # type: ignore[override]
