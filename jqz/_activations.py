@@ -1,6 +1,7 @@
 """What meets a weight in a dot or convolution: which scheme it gets, and its codes."""
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from jqz import _paths
 from jqz._granularity import Granularity, PerAxis, PerTensor
 from jqz._pending import Target, waiting
 from jqz._requant import Requant
-from jqz._scheme import Chain, Grid, Scheme
+from jqz._scheme import Affine, Chain, Grid, Scheme
 from jqz._values import Activation, Levels, Stored, Value, as_levels, decode, is_weight
 from jqz._walk import Equation
 
@@ -175,7 +176,7 @@ def coder(requant: Requant | None = None) -> Callable[[Value, Scheme, Grid], Lev
     """
 
     def code(x: Value, scheme: Scheme, grid: Grid) -> Levels | None:
-        grid = scheme.calibrate(decode(x)) if grid is None else grid
+        grid = _once(_calibrate, scheme)(decode(x), scheme) if grid is None else grid
         affine = scheme.affine(grid)
         if affine is None:
             return None
@@ -183,7 +184,7 @@ def coder(requant: Requant | None = None) -> Callable[[Value, Scheme, Grid], Lev
         if requant is not None and affine.ends is not None and affine.scale.size == 1:
             expression = waiting(x)
         if requant is None or expression is None:
-            levels = affine.levels(scheme.encode(decode(x), grid))
+            levels = _once(_encode, scheme)(decode(x), scheme, grid)
         else:
             zero_point = jnp.int32(0) if affine.zero_point is None else affine.zero_point.reshape(())
             low, high = (jnp.int32(end) for end in typing.cast(tuple[int, int], affine.ends))
@@ -191,6 +192,25 @@ def coder(requant: Requant | None = None) -> Callable[[Value, Scheme, Grid], Lev
         return Levels(levels, affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
 
     return code
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _calibrate(x: jax.Array, scheme: Scheme) -> Grid:
+    return scheme.calibrate(x)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _encode(x: jax.Array, scheme: Scheme, grid: Grid) -> jax.Array:
+    return typing.cast(Affine, scheme.affine(grid)).levels(scheme.encode(x, grid))
+
+
+def _once(fn: typing.Any, scheme: Scheme) -> Callable[..., typing.Any]:
+    """The function traced once for a scheme and a shape: a network has many activations of few kinds."""
+    try:
+        hash(scheme)
+    except TypeError:  # it holds an array
+        return fn.__wrapped__
+    return fn
 
 
 def fits_int32(terms: int, a: Levels, b: Levels) -> bool:

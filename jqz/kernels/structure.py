@@ -45,6 +45,11 @@ def _pass(eqn: Equation, value: Lazy) -> Sequence[Value]:
     return [Weight(eqn.on(value), value.path) if isinstance(value, Weight) else value]
 
 
+def _each(eqn: Equation, value: Lazy) -> Sequence[Value]:
+    """Says something of the array that holds for codes and grid alike, such as that it differs between devices."""
+    return [jax.tree.map(lambda leaf: eqn.bind(leaf)[0], value)]
+
+
 def _barrier(eqn: Equation, *values: Value) -> Sequence[Value]:
     """Coded operands need no barrier; the arrays keep theirs."""
     plain = [i for i, v in enumerate(values) if not isinstance(v, Lazy)]
@@ -203,6 +208,7 @@ RULES: dict[str, Rule] = {
     "copy_p": _pass,
     "sharding_constraint": _pass,
     "stop_gradient": _pass,
+    "pvary": _each,
     "optimization_barrier": _barrier,
     "transpose": _transpose,
     "squeeze": _squeeze,

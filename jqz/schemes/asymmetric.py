@@ -295,11 +295,11 @@ class Asymmetric(Scheme):
     def affine(self, grid: Grid) -> Affine | None:
         if isinstance(self.bits, jax.Array) or self.bits > 8:
             return None
-        bottom, steps = self._extent(grid.scale.dtype)
-        zero_point = self.anchor.zero_point(grid, Extent(bottom, steps))
-        ends = (bottom, bottom + steps) if self.rounding.nearest else None
+        extent = self._extent(grid.scale.dtype)
+        zero_point = self.anchor.zero_point(grid, extent)
         if zero_point is None:
             return None
+        ends = (extent.bottom, extent.bottom + extent.steps) if self.rounding.nearest else None
         return Affine(grid.scale, zero_point, lambda codes: codes, power(self.bits - 1), ends)
 
     @property
