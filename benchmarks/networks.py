@@ -84,8 +84,9 @@ class Encoder(nn.Module):
 
 
 class Net(typing.NamedTuple):
-    """A model's apply, its variables, and an input."""
+    """A model, its apply, its variables, and an input."""
 
+    model: nn.Module
     fn: typing.Callable[..., jax.Array]
     variables: typing.Any
     x: jax.Array
@@ -101,7 +102,7 @@ def _build(model: nn.Module, shape: tuple[int, ...]) -> Net:
             lambda path, leaf: jnp.maximum(leaf, 0.05) if "var" in str(path[-1]) else leaf, scaled
         )
         variables = {**variables, "batch_stats": scaled}
-    return Net(model.apply, variables, x)
+    return Net(model, model.apply, variables, x)
 
 
 NETWORKS: dict[str, typing.Callable[[int], Net]] = {

@@ -17,7 +17,6 @@ kernels, which XLA's CPU backend runs slowly as JAX writes them; ``jqz.fake_quan
 
 import argparse
 import collections.abc
-import ctypes
 import functools
 import json
 import os
@@ -174,14 +173,6 @@ def show(results: dict[str, dict[str, float]], goals: dict[str, float]) -> None:
         Console(width=110).print(table)
 
 
-def tune_allocator() -> None:
-    """Makes glibc keep what is freed: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD, M_ARENA_MAX."""
-    libc = ctypes.CDLL("libc.so.6")
-    for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 64 << 20), (-8, 1)):
-        if libc.mallopt(option, value) != 1:
-            raise RuntimeError(f"mallopt({option}, {value}) failed: --tuned needs glibc.")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("resnet", "encoder"), default="resnet")
@@ -191,8 +182,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: a smoke test")
     parser.add_argument("--json", action="store_true", help="one JSON line, after the table")
     args = parser.parse_args()
-    if args.tuned:
-        tune_allocator()
+    if args.tuned and not jqz.tune_allocator():
+        sys.exit("--tuned needs glibc.")
     task = make_task(args.model, args.quick)
     wanted = ("float", *args.only)
     rows = {name: row for name, row in variants(task).items() if name.startswith(wanted)}

@@ -13,7 +13,6 @@ which qwix does not.
 """
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -26,13 +25,6 @@ SHAPES = (
     (128, 1000), (3, 3, 512, 128), (640, 640), (100, 300), (257, 129),
 )  # fmt: skip
 COPIES = 15  # of each shape: 300 leaves
-
-
-def tune_allocator():
-    """M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD and M_ARENA_MAX, before anything allocates."""
-    libc = ctypes.CDLL("libc.so.6")
-    for option, value in ((-3, 2**30), (-1, 2**31 - 1), (-2, 64 << 20), (-8, 1)):
-        libc.mallopt(option, value)
 
 
 def make_tree(parameters):
@@ -194,11 +186,13 @@ def main():
     parser.add_argument("--json", action="store_true", help="one JSON line, after the table")
     parser.add_argument("--only", default="", help="rows whose name holds this word")
     args = parser.parse_args()
-    if args.tuned:
-        tune_allocator()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
 
+    import jqz
+
+    if args.tuned and not jqz.tune_allocator():
+        sys.exit("--tuned needs glibc.")
     tree = make_tree(args.parameters)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     seconds = compile_seconds(tree)

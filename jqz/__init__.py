@@ -10,6 +10,7 @@ from jqz import _requant as requant
 from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
+from jqz._allocator import tune_allocator
 from jqz._audit import Audit, audit
 from jqz._convert import Net, convert
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
@@ -85,4 +86,5 @@ __all__ = [
     "simulated",
     "size_bytes",
     "ste",
+    "tune_allocator",
 ]

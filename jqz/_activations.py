@@ -14,7 +14,7 @@ from jqz._granularity import Granularity, PerAxis, PerTensor
 from jqz._pending import Target, waiting
 from jqz._requant import Requant
 from jqz._scheme import Affine, Chain, Grid, Scheme
-from jqz._values import Activation, Levels, Value, decode, is_weight
+from jqz._values import Activation, Levels, Stored, Value, as_levels, decode, is_weight
 from jqz._walk import Equation
 
 #: Gives the scheme of what meets the weight at a path, or None to leave it float.
@@ -34,7 +34,13 @@ def input_scheme(scheme: Scheme, shape: tuple[int, ...], contracted: Iterable[in
     contracted = set(contracted)
     block = scheme.granularity.block(shape)
     kept = tuple(i for i, b in enumerate(block) if b == 1 and i not in contracted)
-    granularity: Granularity = PerAxis(kept) if kept else PerTensor()
+    return with_granularity(scheme, PerAxis(kept) if kept else PerTensor())
+
+
+def with_granularity(scheme: Scheme, granularity: Granularity) -> Scheme:
+    """The scheme, and every stage of a chain, with another granularity."""
+    if isinstance(scheme, Chain):
+        return Chain(tuple(with_granularity(stage, granularity) for stage in scheme.stages))
     return dataclasses.replace(typing.cast(typing.Any, scheme), granularity=granularity)
 
 
@@ -77,6 +83,8 @@ class Meeting:
         assert self.scheme is not None
         if isinstance(self.x, Activation) and self.x.scheme == self.scheme:
             return self.x.rounded
+        if isinstance(self.x, Stored) and (levels := as_levels(self.x)) is not None:
+            return levels  # a cache is coded already
         static = self.grid is not None
         value = form(self.x, self.scheme, self.grid)
         if value is not None:
@@ -150,6 +158,8 @@ def obstacle(met: Meeting, weight: Levels | None, x: Levels | None) -> str:
 
 def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
     """The axes of an operand that its scales may not vary along."""
+    if eqn.primitive == "ragged_dot_general":
+        return tuple(eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0][side])
     dims = eqn.params["dimension_numbers"]
     if eqn.primitive == "dot_general":
         return tuple(dims[0][side])

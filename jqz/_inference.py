@@ -20,9 +20,9 @@ from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
-from jqz._values import Coded, Value, Weight, decode
+from jqz._values import Coded, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Walk, either
-from jqz.kernels import convolution, dot, floats, gather, simulate, structure, waiting, watch
+from jqz.kernels import cache, convolution, dot, floats, gather, ragged, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 Observers = Observer | Mapping[str, Observer]
@@ -49,12 +49,16 @@ def quantized(
     static grids its later readers (a residual, say) read the codes as well. What follows a product on a static
     grid (bias, normalization, relu, pooling, a residual) waits for the next one, which rescales all of it at once.
 
+    A QTensor that ``fn`` writes to (``dynamic_update_slice``, ``x.at[...].set``), such as a key-value cache, is
+    updated on its codes and returned as a QTensor of the same structure.
+
     Args:
       fn: a pure function. Arguments that are neither arrays nor QTensors (strings, booleans, Python numbers)
         reach it as they are.
       sites: grids of the activations, from ``calibrate``.
       inputs: a Scheme for the activations, or rules by the path of the weight they meet: a dict of globs, or
-        a Policy with ``inputs``.
+        a Policy with ``inputs``. Products of two activations, as in attention, stay float unless a rule names
+        them by scope: ``"**/(dot*)"``.
       requant: how int32 accumulators become int8 codes on static grids: ``Float32Requant()``, ``HalfAway()``, or
         in integers only ``Gemmlowp()`` or ``Ruy()`` (see ``jqz.requant``).
 
@@ -96,11 +100,11 @@ def walked(
     if not isinstance(requant, Requant):
         raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
     given = _given("quantized", sites)
-    tables = [structure.RULES, gather.RULES]
+    tables = [structure.RULES, gather.RULES, cache.RULES]
     always: frozenset[str] = frozenset()
     if inputs is not None or given:
         policy = _input_policy("quantized", {} if inputs is None else inputs)
-        tables += [dot.rules(policy.input_at, requant), convolution.rules(policy.input_at, requant)]
+        tables += [family.rules(policy.input_at, requant) for family in (dot, ragged, convolution)]
         always = _always(policy, given)
     if given:
         tables.append(waiting.rules(requant))
@@ -276,7 +280,7 @@ def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing
 
     jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
     results = interpret(jaxpr, [_value(*flat[i]) for i in traced], walk)
-    return structure_out.unflatten([decode(v) for v in results])
+    return structure_out.unflatten([v.tensor if isinstance(v, Stored) else decode(v) for v in results])
 
 
 def _is_leaf(leaf: typing.Any) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jqz import _paths, _ste
 from jqz._stacked import Stacked
-from jqz._values import Lazy, Pending, Value, Weight, decode, is_weight
+from jqz._values import Coded, Lazy, Pending, Stored, Value, Weight, decode, is_weight
 from jqz._walk import PRODUCTS, Equation, Note, Walk
 
 
@@ -58,7 +58,7 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
 
     def plain(*arrays: jax.Array) -> Sequence[jax.Array]:
         results = walk.forms[name](equation(), *arrays) if name in walk.forms else None
-        return _bind(eqn, arrays) if results is None else results
+        return bind(eqn, arrays) if results is None else results
 
     def equation() -> Equation:
         avals = tuple(v.aval for v in eqn.outvars)
@@ -106,7 +106,8 @@ def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str])
     walk.log[name] = Note(eqn, said.get("how", "float"), said.get("why", why), path, walk.steps)
 
 
-def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """The results of an equation on arrays."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair before JAX 0.11
     out = eqn.primitive.bind(*functions, *arrays, **params)
@@ -128,10 +129,10 @@ def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Valu
         return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
     if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk):
-        return _bind(eqn, arrays)
+        return bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half
-    return [_with_gradient(v, s) for v, s in zip(results, _bind(eqn, arrays), strict=True)]
+    return [_with_gradient(v, s) for v, s in zip(results, bind(eqn, arrays), strict=True)]
 
 
 def _with_gradient(value: Value, source: jax.Array) -> Value:
@@ -169,25 +170,31 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
         n_consts, n_carry = (len(group) for group in params["ft_in"].unpack()[:2])
-    consts, carry = operands[:n_consts], [decode(v) for v in operands[n_consts : n_consts + n_carry]]
-    sliced, rebuild = _sliceable(operands[n_consts + n_carry :], length)
+    consts, xs = operands[:n_consts], operands[n_consts + n_carry :]
+    sliced, rebuild = _sliceable(xs, length)
     mine = {name: given for name, given in walk.given.items() if given.lengths[:1] == (length,)}
     body_outs = getattr(params["jaxpr"], "jaxpr", params["jaxpr"]).outvars
-    inner = walk.within()
+    inner, sources = walk.within(), []
 
     def body(carry, slices):
         sliced, trees = slices
         given = {name: Stacked(tree, mine[name].lengths[1:]) for name, tree in trees.items()}
         inner.__dict__.update(walk.within({**walk.given, **given}, length).__dict__)
-        results = interpret(params["jaxpr"], [*consts, *carry, *rebuild(sliced)], inner)
-        results = _arrays(results, body_outs)
+        values = rebuild(sliced)
+        results = interpret(params["jaxpr"], [*consts, *carry, *values], inner)
+        sources[:] = [_source(v, values, xs, length) for v in results[n_carry:]]
+        before = [*carry, *(None if i is None else values[i] for i in sources)]
+        results = _arrays(results, body_outs, before)
         return results[:n_carry], (results[n_carry:], inner.records)
 
     trees = {name: given.tree for name, given in mine.items()}
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (sliced, trees))
+    carry = _carried(operands[n_consts : n_consts + n_carry], lambda carry: jax.eval_shape(body, carry, one)[0])
     carry, (stacked, records) = jax.lax.scan(
         body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
-    scanned = {v.path for v in operands[n_consts + n_carry :] if is_weight(v)}
+    stacked = [v if i is None else _restacked(v, xs[i], length) for v, i in zip(stacked, sources, strict=True)]
+    scanned = {v.path for v in xs if is_weight(v)}
 
     def own(name: str) -> bool:  # layers have weights of their own; steps of a recurrence do not
         return bool(scanned) if _paths.names_product(name) else name.split("#")[0] in scanned
@@ -197,6 +204,24 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
         {name: Stacked(r.tree, (length, *r.lengths)) if own(name) else r.folded(length) for name, r in records.items()},
     )
     return [*carry, *stacked]
+
+
+def _source(value: Value, slices: Sequence[Value], xs: Sequence[Value], length: int) -> int | None:
+    """Which scanned tensor a step has written to, if it left alone what all steps share."""
+
+    def shared_stays(before: Value, x: Value) -> bool:
+        leaves = zip(*(jax.tree.leaves(v.tensor) for v in (value, before, x)), strict=True)
+        return all(a is b or whole.shape[0] == length for a, b, whole in leaves)
+
+    pairs = enumerate(zip(slices, xs, strict=True)) if isinstance(value, Stored) else ()
+    return next((i for i, (before, x) in pairs if value.same(before) and shared_stays(before, x)), None)
+
+
+def _restacked(value: Value, x: Value, length: int) -> Value:
+    """A scanned tensor after all steps have written to it."""
+    leaves, treedef = jax.tree.flatten(x.tensor)
+    after = [a if b.shape[0] == length else b for a, b in zip(jax.tree.leaves(value.tensor), leaves, strict=True)]
+    return Stored(treedef.unflatten(after), x.path)
 
 
 def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], Callable[..., list[Value]]]:
@@ -239,14 +264,14 @@ def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array
     def step(carry):
         inner.__dict__.update(walk.within().__dict__)
         results = interpret(eqn.params["body_jaxpr"], [*body_consts, *carry], inner)
-        return _arrays(results, eqn.outvars), inner.records
+        return _arrays(results, eqn.outvars, carry), inner.records
 
     def body(state):
         carry, before = state
         results, records = step(carry)
         return results, {name: before[name].merge(r) for name, r in records.items()}
 
-    carry = [decode(v) for v in operands[n_cond + n_body :]]
+    carry = _carried(operands[n_cond + n_body :], lambda carry: step(carry)[0])
     carry, records = jax.lax.while_loop(cond, body, (carry, _empty(jax.eval_shape(step, carry)[1])))
     walk.absorb(inner, records)
     return carry
@@ -255,14 +280,18 @@ def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array
 def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
     inner = walk.within()
 
+    index, *rest = _settled(operands)
+    before = _written(eqn, rest, walk) if any(isinstance(v, Coded) for v in rest) else [None] * len(eqn.outvars)
+
     def branch(jaxpr):
         def run(*operands):
             inner.__dict__.update(walk.within().__dict__)
-            return _arrays(interpret(jaxpr, list(operands), inner), eqn.outvars), inner.records
+            results = interpret(jaxpr, list(operands), inner)
+            results = [Stored(v.tensor, v.path) if b is not None else v for v, b in zip(results, before, strict=True)]
+            return _arrays(results, eqn.outvars, before), inner.records
 
         return run
 
-    index, *rest = _settled(operands)
     branches = [branch(j) for j in eqn.params["branches"]]
     nothing: dict[str, Stacked] = {}
     for run in branches:  # a branch that is not taken records the neutral element of what the others do
@@ -280,16 +309,56 @@ def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
     return results
 
 
+def _written(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
+    """The tensors among the results of a cond that a branch writes to, and the others at least hand on."""
+
+    def run(jaxpr):
+        results = interpret(jaxpr, list(operands), walk.within())
+        return [v if isinstance(v, Coded) else None for v in results]
+
+    def agreed(values: Sequence[Value]) -> Value:
+        one = next((v for v in values if isinstance(v, Stored)), None)
+        return one if one is not None and all(one.same(v) for v in values) else None
+
+    outcomes = [jax.eval_shape(lambda j=j: run(j)) for j in eqn.params["branches"]]
+    return [agreed(values) for values in zip(*outcomes, strict=True)]
+
+
 def _empty(records: dict[str, Stacked]) -> dict[str, Stacked]:
     return {name: r.empty() for name, r in records.items()}
 
 
-def _arrays(values: Sequence[Value], variables: Sequence[typing.Any]) -> list[jax.Array]:
-    """Decoded results, in the dtypes that the surrounding equation promises."""
-    return [
-        jax.lax.convert_element_type(decode(v), var.aval.dtype) if isinstance(v, Lazy) else v
-        for v, var in zip(values, variables, strict=True)
-    ]
+def _arrays(
+    values: Sequence[Value], variables: Sequence[typing.Any], before: Sequence[Value] | None = None
+) -> list[Value]:
+    """Decoded results, in the dtypes that the surrounding equation promises.
+
+    Tensors that were written to stay coded, in a loop those that were so ``before``.
+    """
+
+    def array(value: Value, variable: typing.Any, i: int) -> Value:
+        if isinstance(value, Stored) and (before is None or value.same(before[i])):
+            return value
+        if not isinstance(value, Lazy):
+            return value
+        return jax.lax.convert_element_type(decode(value), variable.aval.dtype)
+
+    return [array(v, var, i) for i, (v, var) in enumerate(zip(values, variables, strict=True))]
+
+
+def _carried(carry: Sequence[Value], step: Callable[[list[Value]], list[Value]]) -> list[Value]:
+    """The carry of a loop: tensors that each step writes to and hands on stay coded, all else is decoded."""
+    kept = [Stored(v.tensor, v.path) if isinstance(v, Coded) and not v.casts else decode(v) for v in carry]
+    while any(isinstance(v, Stored) for v in kept):
+        after = jax.eval_shape(step, kept)
+        lost = [
+            isinstance(b, Stored) and not (isinstance(a, Stored) and b.same(a))
+            for b, a in zip(kept, after, strict=True)
+        ]
+        if not any(lost):
+            break
+        kept = [decode(v) if gone else v for v, gone in zip(kept, lost, strict=True)]
+    return kept
 
 
 _HIGHER_ORDER: dict[str, Callable[..., Sequence[Value]]] = {

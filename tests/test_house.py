@@ -18,7 +18,7 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 FLOORS = (
     # 0: what stands on jax alone
     ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "_gradients"),
-    ("lowerings/dot",),
+    ("_allocator", "lowerings/dot"),
     ("lowerings/*",),
     ("lowerings",),
     # 1: the contract, and tools that schemes share
@@ -32,6 +32,7 @@ FLOORS = (
     ("_policy", "_values", "_stacked"),
     ("_walk",),
     ("_interpret", "_pending"),
+    ("_prepare",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations"),
     ("_sites",),

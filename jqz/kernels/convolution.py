@@ -1,5 +1,6 @@
 """Integer convolution: a coded kernel meets an activation that is coded on its way in."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -44,9 +45,7 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
     summed = contracted(eqn, 1)
     if w.varies_along(summed) or eqn.params["batch_group_count"] != 1:
         return False
-    # zeros between dilated pixels would need the zero point, too
-    dilated = x.zero_point is not None and any(d != 1 for d in eqn.params["lhs_dilation"])
-    return not dilated and fits_int32(_terms(w, summed), x, w)
+    return fits_int32(_terms(w, summed), x, w)
 
 
 def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
@@ -67,16 +66,17 @@ def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
     def of_channels(grid: jax.Array) -> jax.Array:
         return place(grid, spec.rhs_spec[0], spec.out_spec[1])
 
-    codes, padding = x.levels, eqn.params["padding"]
+    codes, how = x.levels, _how(eqn)
     if x.zero_point is not None:
-        codes, padding = _pad(x, spec, padding), [(0, 0)] * len(padding)
+        none = (1,) * len(how.padding)
+        codes, how = _pad(x, how), dataclasses.replace(how, padding=((0, 0),) * len(none), lhs_dilation=none)
     exact = floats and exact_in_float32(_terms(w, summed), x, w)
-    acc = _accumulate(eqn, codes, w.levels, padding, exact)
+    acc = convolve(codes, w.levels, how, exact)
     if x.zero_point is not None:
         acc = acc - of_batch(x.zero_point) * of_channels(total(w.levels, summed))
     if w.zero_point is not None:
         # the sum of the window of every output, zero points of the padding included
-        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact)
+        ones = convolve(codes, jnp.ones_like(w.levels), how, exact)
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
@@ -88,31 +88,25 @@ def _terms(w: Levels, summed: tuple[int, ...]) -> int:
     return math.prod(w.shape[i] for i in summed)
 
 
-def _pad(x: Levels, spec: jax.lax.ConvDimensionNumbers, padding: Sequence[tuple[int, int]]) -> jax.Array:
-    """Pads codes with their zero point, which stands for a real zero."""
+def _pad(x: Levels, how: Convolution) -> jax.Array:
+    """Pads codes, and spreads them for a transposed convolution, with their zero point: it stands for a real zero."""
     assert x.zero_point is not None
-    config = [(0, 0)] * x.ndim
-    for axis, pair in zip(spec.lhs_spec[2:], padding, strict=True):
-        config[axis] = pair
+    config = [(0, 0, 0)] * x.ndim
+    for axis, (low, high), step in zip(how.numbers.lhs_spec[2:], how.padding, how.lhs_dilation, strict=True):
+        config[axis] = low, high, step - 1
     if x.zero_point.size == 1:
-        zero = x.zero_point.reshape(()).astype(x.levels.dtype)
-        return jax.lax.pad(x.levels, zero, [(low, high, 0) for low, high in config])
+        return jax.lax.pad(x.levels, x.zero_point.reshape(()).astype(x.levels.dtype), config)
     shifted = x.levels.astype(jnp.int32) - x.zero_point
     # cropping (negative padding) and padding in one; zero is real zero once the zero point is taken off
-    padded = jax.lax.pad(shifted, jnp.int32(0), [(low, high, 0) for low, high in config])
-    return (padded + x.zero_point).astype(x.levels.dtype)
+    return (jax.lax.pad(shifted, jnp.int32(0), config) + x.zero_point).astype(x.levels.dtype)
 
 
-def _accumulate(
-    eqn: Equation, codes: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]], exact: bool
-) -> jax.Array:
-    """int8 x int8 -> int32; ``exact`` says that float32 would hold every sum."""
-    how = Convolution(
+def _how(eqn: Equation) -> Convolution:
+    return Convolution(
         tuple(eqn.params["window_strides"]),
-        tuple(padding),
+        tuple(eqn.params["padding"]),
         tuple(eqn.params["lhs_dilation"]),
         tuple(eqn.params["rhs_dilation"]),
         eqn.params["dimension_numbers"],
         eqn.params["feature_group_count"],
     )
-    return convolve(codes, kernel, how, exact)

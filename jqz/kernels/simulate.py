@@ -20,14 +20,16 @@ def rules(inputs: Inputs) -> dict[str, Rule]:
     """The rule table: round what meets a weight, by the scheme that ``inputs`` gives for the weight's path."""
 
     def product(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-        met = meet(eqn, operands, inputs)
+        met = meet(eqn, operands[:2], inputs)
         if met is None:
             return None
         x = decode(met.x) if met.scheme is None else met.rounded(_simulate)
         pair = met.ordered(x, decode(met.against(_simulate)))
-        return [_convolve(eqn, *pair) if eqn.primitive == "conv_general_dilated" else eqn.on(*pair)]
+        if eqn.primitive == "conv_general_dilated":
+            return [_convolve(eqn, *pair)]
+        return [eqn.on(*pair, *operands[2:])]
 
-    return {"dot_general": product, "conv_general_dilated": product}
+    return dict.fromkeys(("dot_general", "ragged_dot_general", "conv_general_dilated"), product)
 
 
 def _simulate(x: Value, scheme: Scheme, grid: Grid) -> jax.Array:

@@ -14,7 +14,7 @@ def rules(inputs: Inputs, observer: Callable[[str], Observer]) -> dict[str, Rule
     """The rule table: ``observer(path)`` starts a statistic for each weight that ``inputs`` gives a scheme."""
 
     def product(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-        met = meet(eqn, operands, inputs)
+        met = meet(eqn, operands[:2], inputs)
         if met is None:
             return None
         for one in (met, met.other):
@@ -23,4 +23,4 @@ def rules(inputs: Inputs, observer: Callable[[str], Observer]) -> dict[str, Rule
                 eqn.walk.records[one.name] = Stacked(Seen(observer(one.name.split("#")[0]).update(x), x.ndim))
         return [eqn.on(*operands)]
 
-    return {"dot_general": product, "conv_general_dilated": product}
+    return dict.fromkeys(("dot_general", "ragged_dot_general", "conv_general_dilated"), product)
