@@ -5,7 +5,8 @@
 Tracing runs once for each shape, in Python: the model's own code, and for a quantized model the walk over its
 jaxpr after that. Every candidate is traced and lowered once a round, in turn, with empty caches; the table shows
 seconds of the processor, medians over the rounds, and ratios to the float model. Lowering writes StableHLO; compiling
-it, which is XLA's work, is left out. Nothing runs on arrays.
+it, which is XLA's work, is left out. Nothing runs on arrays. The garbage collector is off, as in timeit: what a pass
+of it costs depends on all else that the process holds.
 """
 
 import argparse
@@ -59,11 +60,14 @@ def trace_and_lower(fn, arguments):
 
     jax.clear_caches()
     gc.collect()
+    gc.disable()
     start = time.process_time()
     traced = jax.jit(lambda *arguments: fn(*arguments)).trace(*arguments)
     middle = time.process_time()
     traced.lower()
-    return middle - start, time.process_time() - middle
+    end = time.process_time()
+    gc.enable()
+    return middle - start, end - middle
 
 
 def measure(rows, rounds):

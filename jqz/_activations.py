@@ -230,7 +230,7 @@ def total(levels: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     A product with two rows of ones: XLA's CPU backend runs it several times as fast as the reduction, and as a
     product with one row.
     """
-    ones = jnp.ones((2, *(levels.shape[axis] for axis in axes)), jnp.int8)
+    ones = jax.lax.full((2, *(levels.shape[axis] for axis in axes)), 1, jnp.int8)
     numbers = ((tuple(range(1, len(axes) + 1)), axes), ((), ()))
     sums = jax.lax.dot_general(ones, levels, numbers, preferred_element_type=jnp.int32)
-    return jnp.expand_dims(sums[0], axes)
+    return jax.lax.expand_dims(jax.lax.index_in_dim(sums, 0, keepdims=False), axes)

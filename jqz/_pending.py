@@ -38,7 +38,12 @@ class Target:
 
     def of_real(self, x: jax.Array) -> jax.Array:
         """int8 codes of real numbers."""
-        return self.rule.of_real(quotient(x, self.scale), self.zero_point, self.low, self.high)
+        return _of_real(self.rule, x, self.scale, self.zero_point, self.low, self.high)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # traced once for a shape
+def _of_real(rule: Requant, x: jax.Array, scale: jax.Array, *bounds: jax.Array) -> jax.Array:
+    return rule.of_real(quotient(x, scale), *bounds)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

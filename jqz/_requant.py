@@ -15,6 +15,7 @@ rule               acc * multiplier                                             
 
 import abc
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -153,11 +154,16 @@ class Float32Requant(Requant):
     ) -> jax.Array:
         # Clipping first keeps the number within 2**22, where adding 1.5 * 2**23 rounds to the nearest even integer
         # and leaves it in the low bits: one addition for what rint and a conversion take several for.
-        zero = jnp.asarray(zero_point, jnp.float32)
-        bounds = jnp.asarray(low, jnp.float32) - zero, jnp.asarray(high, jnp.float32) - zero
-        magic = jnp.float32(1.5 * 2**23)
-        bits = jax.lax.bitcast_convert_type(jnp.clip(x, *bounds) + magic, jnp.int32)
-        return (bits + jnp.asarray(zero_point, jnp.int32)).astype(jnp.int8)
+        return _nearest(x, zero_point, low, high)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for a shape
+def _nearest(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int) -> jax.Array:
+    zero = jnp.asarray(zero_point, jnp.float32)
+    bounds = jnp.asarray(low, jnp.float32) - zero, jnp.asarray(high, jnp.float32) - zero
+    magic = jnp.float32(1.5 * 2**23)
+    bits = jax.lax.bitcast_convert_type(jnp.clip(x, *bounds) + magic, jnp.int32)
+    return (bits + jnp.asarray(zero_point, jnp.int32)).astype(jnp.int8)
 
 
 @typing.final

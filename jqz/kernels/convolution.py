@@ -58,7 +58,7 @@ def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
         """Lays the one axis of a grid array along an axis of the result."""
         shape = [1] * w.ndim
         shape[out_axis] = grid.shape[axis]
-        return jnp.moveaxis(grid, axis, 0).reshape(shape)
+        return jax.lax.reshape(grid, shape)  # the other axes have length 1
 
     def of_batch(grid: jax.Array) -> jax.Array:
         return place(grid, spec.lhs_spec[0], spec.out_spec[0])
