@@ -75,6 +75,10 @@ def jqz_rows(net: Net) -> dict[str, Callable[[], Row]]:
         run = jax.jit(fn, compiler_options=options).lower(variables, net.x).compile()
         return lambda: run(variables, net.x)
 
+    def converted(options: typing.Any = None) -> Row:
+        run = jqz.convert(net.fn, net.variables, [net.x], policy, compiler_options=options)
+        return lambda: run(net.x)
+
     return {
         "float": lambda: compiled(net.fn, net.variables),
         "float 512": lambda: compiled(net.fn, net.variables, WIDE),
@@ -84,6 +88,8 @@ def jqz_rows(net: Net) -> dict[str, Callable[[], Row]]:
         "jqz dynamic 512": lambda: compiled(jqz.quantized(net.fn, inputs=policy), coded(), WIDE),
         "jqz static": lambda: compiled(jqz.quantized(net.fn, sites()), coded()),
         "jqz static 512": lambda: compiled(jqz.quantized(net.fn, sites()), coded(), WIDE),
+        "jqz convert": lambda: converted(),
+        "jqz convert 512": lambda: converted(WIDE),
     }
 
 

@@ -112,3 +112,41 @@ NETWORKS: dict[str, typing.Callable[[int], Net]] = {
     "MobileNetV1 0.25-128": lambda batch: _build(MobileNetV1(0.25), (batch, 128, 128, 3)),
     "encoder 6x384 seq 128": lambda batch: _build(Encoder(), (batch, 128, 384)),
 }
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two 1x1 convolutions, and a shortcut."""
+
+    features: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        def layer(y: jax.Array, features: int, kernel: int, strides: int = 1) -> jax.Array:
+            y = nn.Conv(features, (kernel, kernel), strides, padding=kernel // 2, use_bias=False)(y)
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9)(y)
+
+        y = nn.relu(layer(x, self.features, 1))
+        y = layer(nn.relu(layer(y, self.features, 3, self.strides)), 4 * self.features, 1)
+        if x.shape != y.shape:
+            x = layer(x, 4 * self.features, 1, self.strides)
+        return nn.relu(x + y)
+
+
+class ResNet50(nn.Module):
+    """53 convolutions and a dense layer."""
+
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Conv(64, (7, 7), 2, padding=3, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for stage, blocks in enumerate((3, 4, 6, 3)):
+            for block in range(blocks):
+                x = Bottleneck(64 * 2**stage, 2 if stage and not block else 1)(x, train)
+        return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+NETWORKS["ResNet-50 224"] = lambda batch: _build(ResNet50(), (batch, 224, 224, 3))

@@ -4,7 +4,9 @@ Three verbs carry everything: ``quantize`` codes a parameter tree, ``fake_quanti
 straight-through training, and ``quantized`` runs an unmodified function on codes.
 """
 
+from jqz import _gradients as gradients
 from jqz import _ranges as ranges
+from jqz import _requant as requant
 from jqz import _rounding as rounding
 from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
@@ -18,9 +20,10 @@ from jqz._input_groups import PerInputGroup
 from jqz._lowered import lowered
 from jqz._policy import Policy
 from jqz._qtensor import QTensor
+from jqz._requant import Gemmlowp
 from jqz._scheme import Affine, Identity, Scheme, chain
 from jqz._sites import calibrate, merge
-from jqz._transform import bits_per_weight, dequantize, fake_quantize, quantize, size_bytes
+from jqz._transform import bits_per_weight, dequantize, fake_quantize, learnable, quantize, size_bytes
 from jqz.schemes import (
     AdditivePowerOfTwo,
     Asymmetric,
@@ -45,6 +48,7 @@ __all__ = [
     "Codebook",
     "FixedPoint",
     "Float",
+    "Gemmlowp",
     "Granularity",
     "Identity",
     "Net",
@@ -68,6 +72,8 @@ __all__ = [
     "convert",
     "dequantize",
     "fake_quantize",
+    "gradients",
+    "learnable",
     "lowered",
     "merge",
     "nnabla",
@@ -76,6 +82,7 @@ __all__ = [
     "quantize",
     "quantized",
     "ranges",
+    "requant",
     "rounding",
     "schemes",
     "simulated",

@@ -1,6 +1,7 @@
 """What meets a weight in a dot or convolution: which scheme it gets, and its codes."""
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -8,13 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
+from jqz import _paths
 from jqz._granularity import Granularity, PerAxis, PerTensor
-from jqz._interpret import Equation
-from jqz._scheme import Chain, Grid, Scheme
-from jqz._values import Activation, Lazy, Levels, Value, decode, is_weight
+from jqz._pending import Target, waiting
+from jqz._requant import Requant
+from jqz._scheme import Affine, Chain, Grid, Scheme
+from jqz._values import Activation, Levels, Stored, Value, as_levels, decode, is_weight
+from jqz._walk import Equation
 
 #: Gives the scheme of what meets the weight at a path, or None to leave it float.
 Inputs = Callable[[str], Scheme | None]
+#: Rounds an activation on a grid, or on one of its own; None where there is no such form of it.
+Form = Callable[[Value, Scheme, Grid], Value]
 
 
 def input_scheme(scheme: Scheme, shape: tuple[int, ...], contracted: Iterable[int]) -> Scheme:
@@ -28,7 +34,13 @@ def input_scheme(scheme: Scheme, shape: tuple[int, ...], contracted: Iterable[in
     contracted = set(contracted)
     block = scheme.granularity.block(shape)
     kept = tuple(i for i, b in enumerate(block) if b == 1 and i not in contracted)
-    granularity: Granularity = PerAxis(kept) if kept else PerTensor()
+    return with_granularity(scheme, PerAxis(kept) if kept else PerTensor())
+
+
+def with_granularity(scheme: Scheme, granularity: Granularity) -> Scheme:
+    """The scheme, and every stage of a chain, with another granularity."""
+    if isinstance(scheme, Chain):
+        return Chain(tuple(with_granularity(stage, granularity) for stage in scheme.stages))
     return dataclasses.replace(typing.cast(typing.Any, scheme), granularity=granularity)
 
 
@@ -47,60 +59,96 @@ class Site:
 
 @dataclasses.dataclass(frozen=True)
 class Meeting:
-    """An activation and the weight that it meets; ``scheme`` is the activation's, or None to leave it float."""
+    """An activation and the weight that it meets; ``scheme`` is the activation's, or None to leave it float.
+
+    Where there is no weight, as in attention, two activations meet: ``weight`` is one of them, and ``other`` its
+    own meeting, which says how to round it.
+    """
 
     eqn: Equation
     x: Value
-    weight: Lazy
+    weight: Value
     side: int
     name: str
     scheme: Scheme | None
     grid: Grid = None
+    other: "Meeting | None" = None
 
     def ordered(self, x: typing.Any, weight: typing.Any) -> tuple[typing.Any, typing.Any]:
         """The two in the order of the equation's operands."""
         return (x, weight) if self.side == 0 else (weight, x)
 
-    def rounded(self, form: Callable[[jax.Array, Scheme, Grid], Value]) -> Value:
+    def rounded(self, form: Form) -> Value:
         """The activation as ``form(x, scheme, grid)`` rounds it, once for all products that read it."""
         assert self.scheme is not None
         if isinstance(self.x, Activation) and self.x.scheme == self.scheme:
             return self.x.rounded
-        x = decode(self.x)
+        if isinstance(self.x, Stored) and (levels := as_levels(self.x)) is not None:
+            return levels  # a cache is coded already
         static = self.grid is not None
-        value = form(x, self.scheme, self.grid)
+        value = form(self.x, self.scheme, self.grid)
         if value is not None:
-            kept = Activation(None if static else x, value, self.scheme, self.name)
+            kept = Activation(None if static else decode(self.x), value, self.scheme, self.name)
             self.eqn.replace(self.side, kept)
         return value
 
-    def in_float(self) -> jax.Array:
+    def against(self, form: Form) -> Value:
+        """What the activation meets: the weight as it is, or the other activation as ``form`` rounds it."""
+        return self.weight if self.other is None or self.other.scheme is None else self.other.rounded(form)
+
+    def in_float(self, form: Form) -> jax.Array:
         """The rounded activation as an array, for a product that finds no integer form."""
         assert self.scheme is not None
-        coded = self.rounded(code)
+        coded = self.rounded(form)
         return decode(coded) if coded is not None else self.scheme.simulate(decode(self.x), self.grid)
+
+    def both_in_float(self, form: Form) -> tuple[Value, Value]:
+        """The operands of the equation, rounded activations as arrays."""
+        rounded = self.other is not None and self.other.scheme is not None
+        return self.ordered(self.in_float(form), self.other.in_float(form) if self.other and rounded else self.weight)
 
 
 def meet(eqn: Equation, operands: Sequence[Value], inputs: Inputs) -> Meeting | None:
-    """Tells activation and weight of a dot or convolution apart; None where there is not one of each."""
+    """Tells activation and weight of a dot or convolution apart; None where nothing is to be rounded.
+
+    Two activations meet each other where a rule names their product.
+    """
     weights = [side for side, v in enumerate(operands) if is_weight(v)]
-    if len(weights) != 1:
+    if len(weights) == 2:
         return None
-    x, weight, side = operands[1 - weights[0]], operands[weights[0]], 1 - weights[0]
-    name = eqn.walk.name(weight.path)
+    path = operands[weights[0]].path if weights else eqn.label
+    name = eqn.walk.name(path)
     eqn.say(name=name)
-    if math.prod(x.shape) == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        return Meeting(eqn, x, weight, side, name, None)
+    if weights:
+        return _meeting(eqn, operands, 1 - weights[0], name, path, inputs)
+    left, right = (
+        _meeting(eqn, operands, side, _paths.operand(name, side), _paths.operand(path, side), inputs) for side in (0, 1)
+    )
+    if left.scheme is None and right.scheme is None:
+        return None
+    one, other = (right, left) if left.scheme is None else (left, right)
+    return dataclasses.replace(one, other=other)
+
+
+def _meeting(eqn: Equation, operands: Sequence[Value], side: int, name: str, path: str, inputs: Inputs) -> Meeting:
+    """An operand at the site of a name, by the rule for a path."""
+    x = operands[side]
+    met = Meeting(eqn, x, operands[1 - side], side, name, None)
+    if any(math.prod(v.shape) == 0 or not jnp.issubdtype(v.dtype, jnp.floating) for v in operands):
+        return met
     if name in eqn.walk.given:
         site = eqn.walk.given[name].tree
-        return Meeting(eqn, x, weight, side, name, site.scheme, site.grid)
-    scheme = inputs(weight.path)
-    scheme = None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side))
-    return Meeting(eqn, x, weight, side, name, scheme)
+        return dataclasses.replace(met, scheme=site.scheme, grid=site.grid)
+    scheme = inputs(path)
+    return dataclasses.replace(
+        met, scheme=None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side))
+    )
 
 
 def obstacle(met: Meeting, weight: Levels | None, x: Levels | None) -> str:
     """Why a product with a rounded activation did not run in integers, for an audit."""
+    if weight is None and met.other is not None:
+        return f"{met.other.scheme!r} has no integer levels" if met.other.scheme else "the other operand stays float"
     if weight is None:
         return "the weight's scheme has no integer levels here"
     if x is None:
@@ -110,6 +158,8 @@ def obstacle(met: Meeting, weight: Levels | None, x: Levels | None) -> str:
 
 def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
     """The axes of an operand that its scales may not vary along."""
+    if eqn.primitive == "ragged_dot_general":
+        return tuple(eqn.params["ragged_dot_dimension_numbers"].dot_dimension_numbers[0][side])
     dims = eqn.params["dimension_numbers"]
     if eqn.primitive == "dot_general":
         return tuple(dims[0][side])
@@ -118,13 +168,49 @@ def contracted(eqn: Equation, side: int) -> tuple[int, ...]:
     return tuple(i for i in range(len(dims.lhs_spec)) if i != kept)
 
 
-def code(x: jax.Array, scheme: Scheme, grid: Grid) -> Levels | None:
-    """Codes an activation, or None where its scheme has no integer levels; without a grid, on one of its own."""
-    grid = scheme.calibrate(x) if grid is None else grid
-    affine = scheme.affine(grid)
-    if affine is None:
-        return None
-    return Levels(affine.levels(scheme.encode(x, grid)), affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
+def coder(requant: Requant | None = None) -> Callable[[Value, Scheme, Grid], Levels | None]:
+    """How to code an activation: None where its scheme has no integer levels; without a grid, on one of its own.
+
+    What waits to be rounded is rounded by ``requant``, if the grid is one and its levels are all integers
+    between two.
+    """
+
+    def code(x: Value, scheme: Scheme, grid: Grid) -> Levels | None:
+        grid = _once(_calibrate, scheme)(decode(x), scheme) if grid is None else grid
+        affine = scheme.affine(grid)
+        if affine is None:
+            return None
+        expression = None
+        if requant is not None and affine.ends is not None and affine.scale.size == 1:
+            expression = waiting(x)
+        if requant is None or expression is None:
+            levels = _once(_encode, scheme)(decode(x), scheme, grid)
+        else:
+            zero_point = jnp.int32(0) if affine.zero_point is None else affine.zero_point.reshape(())
+            low, high = (jnp.int32(end) for end in typing.cast(tuple[int, int], affine.ends))
+            levels = expression.codes(Target(requant, affine.scale.reshape(()), zero_point, low, high))
+        return Levels(levels, affine.scale, affine.zero_point, (x.dtype,), affine.limit, "")
+
+    return code
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _calibrate(x: jax.Array, scheme: Scheme) -> Grid:
+    return scheme.calibrate(x)
+
+
+@functools.partial(jax.jit, static_argnums=1, inline=True)
+def _encode(x: jax.Array, scheme: Scheme, grid: Grid) -> jax.Array:
+    return typing.cast(Affine, scheme.affine(grid)).levels(scheme.encode(x, grid))
+
+
+def _once(fn: typing.Any, scheme: Scheme) -> Callable[..., typing.Any]:
+    """The function traced once for a scheme and a shape: a network has many activations of few kinds."""
+    try:
+        hash(scheme)
+    except TypeError:  # it holds an array
+        return fn.__wrapped__
+    return fn
 
 
 def fits_int32(terms: int, a: Levels, b: Levels) -> bool:
@@ -144,7 +230,7 @@ def total(levels: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     A product with two rows of ones: XLA's CPU backend runs it several times as fast as the reduction, and as a
     product with one row.
     """
-    ones = jnp.ones((2, *(levels.shape[axis] for axis in axes)), jnp.int8)
+    ones = jax.lax.full((2, *(levels.shape[axis] for axis in axes)), 1, jnp.int8)
     numbers = ((tuple(range(1, len(axes) + 1)), axes), ((), ()))
     sums = jax.lax.dot_general(ones, levels, numbers, preferred_element_type=jnp.int32)
-    return jnp.expand_dims(sums[0], axes)
+    return jax.lax.expand_dims(jax.lax.index_in_dim(sums, 0, keepdims=False), axes)

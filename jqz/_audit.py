@@ -8,10 +8,11 @@ from collections.abc import Callable
 import jax
 
 from jqz._inference import Inputs, walked
-from jqz._interpret import Note
 from jqz._qtensor import QTensor, is_qtensor
+from jqz._requant import Float32Requant
 from jqz._sites import Sites
 from jqz._transform import named_leaves
+from jqz._walk import Note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ def audit(fn: Callable[..., typing.Any], sites: Sites | None = None, *, inputs: 
     >>> report.products[0].how, report.products[0].why
     ('rounded float', "the weight's scheme has no integer levels here")
     """
-    run = walked(fn, sites, inputs)
+    run = walked(fn, sites, inputs, Float32Requant())
 
     def report(*args: typing.Any, **kwargs: typing.Any) -> Audit:
         log: dict[str, Note] = {}

@@ -6,11 +6,14 @@ import typing
 from collections.abc import Callable, Iterable
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from jqz import _sites, observers
-from jqz._inference import observe, quantized
-from jqz._observer import Observer
+from jqz._inference import Observers, observe, quantized
 from jqz._policy import Policy
+from jqz._prepare import Split, split
+from jqz._requant import Float32Requant, Requant
 from jqz._sites import Sites, Stats
 from jqz._transform import quantize, size_bytes
 
@@ -36,21 +39,62 @@ class Net:
     sites: Sites
     fn: Callable[..., typing.Any] = dataclasses.field(metadata={"static": True})
     options: Options = dataclasses.field(default=(), metadata={"static": True})
+    requant: Requant = dataclasses.field(default=Float32Requant(), metadata={"static": True})
 
     def __call__(self, *args: typing.Any) -> typing.Any:
-        """Runs the model on codes; ``args`` follow the variables in the float function."""
-        return _compiled(self.fn, self.options)(self.qparams, self.sites, *args)
+        """Runs the model on codes; ``args`` follow the variables in the float function.
+
+        What follows from weights and grids alone is computed at the first call for inputs of a shape, and kept.
+        """
+        kept = self.__dict__.setdefault("_kept", {})
+        signature = _signature(args)
+        if signature not in kept:
+            known = (self.qparams, self.sites)
+            if signature is None or _signature(known) is None:
+                return _compiled(self.fn, self.options, self.requant)(known, args)
+            before, used, after = _steps(self.fn, self.options, self.requant, _signature(known), signature)
+            kept[signature] = before(known), used(known), after
+        values, leaves, after = kept[signature]
+        return after(values, leaves, args)
 
     def __repr__(self) -> str:
         return f"Net({len(self.sites)} sites, {size_bytes(self.qparams)} bytes)"
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(fn: Callable[..., typing.Any], options: Options) -> Callable[..., typing.Any]:
-    def run(qparams: typing.Any, sites: Sites, *args: typing.Any) -> typing.Any:
-        return quantized(fn, sites)(qparams, *args)
+Signature = tuple[typing.Any, tuple[tuple[tuple[int, ...], typing.Any], ...]]
 
-    return jax.jit(run, compiler_options=dict(options) or None)
+
+def _signature(tree: typing.Any) -> Signature | None:
+    """Structure, shapes and dtypes of a tree of concrete arrays; None where something else is in it."""
+    leaves, treedef = jax.tree.flatten(tree)
+    if any(isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
+        return None
+    return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+
+
+def _whole(fn: Callable[..., typing.Any], requant: Requant) -> Callable[..., typing.Any]:
+    def run(known: typing.Any, args: typing.Any) -> typing.Any:
+        qparams, sites = known
+        return quantized(fn, sites, requant=requant)(qparams, *args)
+
+    return run
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(fn: Callable[..., typing.Any], options: Options, requant: Requant) -> Callable[..., typing.Any]:
+    return jax.jit(_whole(fn, requant), compiler_options=dict(options) or None)
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(
+    fn: Callable[..., typing.Any], options: Options, requant: Requant, known: Signature, args: Signature
+) -> Split:
+    known_tree, args_tree = (
+        treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves]) for treedef, leaves in (known, args)
+    )
+    steps = split(_whole(fn, requant), known_tree, args_tree)
+    after = jax.jit(steps.after, compiler_options=dict(options) or None)
+    return Split(jax.jit(steps.before), steps.used, after)
 
 
 def convert(
@@ -59,9 +103,10 @@ def convert(
     batches: Iterable[typing.Any],
     policy: Policy,
     *,
-    observer: Observer = observers.MinMax(),
+    observer: Observers = observers.MinMax(),
     compiler_options: dict[str, typing.Any] | None = None,
     progress: Callable[[Iterable[typing.Any]], Iterable[typing.Any]] = iter,
+    requant: Requant = Float32Requant(),
 ) -> Net:
     """Calibrates over batches and quantizes: ``observe``, ``merge``, ``calibrate`` and ``quantize`` in one.
 
@@ -70,9 +115,10 @@ def convert(
       variables: its float variables.
       batches: inputs, each an array or a tuple of positional arguments; 100 to 500 samples in all are plenty.
       policy: rules for the weights, and ``inputs`` for the activations.
-      observer: what to measure, one of ``jqz.observers``.
+      observer: as for ``observe``: one of ``jqz.observers``, or rules by path.
       compiler_options: for ``jax.jit``; ``{"xla_cpu_prefer_vector_width": 512}`` gains 5 to 25 % on CPUs with AVX-512.
       progress: wraps the batches in a progress bar: ``rich.progress.track`` and ``tqdm.tqdm`` do.
+      requant: as for ``quantized``; ``Gemmlowp()`` keeps to integers between the first code and the last.
 
     Returns:
       A ``Net``: call it on inputs.
@@ -100,7 +146,8 @@ def convert(
     if stats is None:
         raise ValueError("convert: got no batches, wanted at least one to calibrate on. Use batches=[x].")
     sites = _sites.calibrate(stats, policy)
-    return Net(quantize(variables, policy), sites, fn, tuple(sorted((compiler_options or {}).items())))
+    options = tuple(sorted((compiler_options or {}).items()))
+    return Net(quantize(variables, policy), sites, fn, options, requant)
 
 
 _merge = jax.jit(_sites.merge)

@@ -10,21 +10,30 @@ import numpy as np
 
 from jqz import _paths, observers
 from jqz._activations import Site
-from jqz._interpret import Note, Stacked, Walk, interpret, trace
+from jqz._interpret import interpret, trace
+from jqz._learnable import value_and_grid
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
 from jqz._qtensor import QTensor
+from jqz._requant import Float32Requant, Requant
 from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
+from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
-from jqz._values import Coded, Value, Weight, decode
-from jqz.kernels import convolution, dot, floats, gather, row, simulate, structure, watch
+from jqz._values import Coded, Stored, Value, Weight, decode
+from jqz._walk import PRODUCTS, Note, Walk, either
+from jqz.kernels import cache, convolution, dot, floats, gather, ragged, row, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
+Observers = Observer | Mapping[str, Observer]
 
 
 def quantized(
-    fn: Callable[..., typing.Any], sites: Sites | None = None, *, inputs: Inputs = None
+    fn: Callable[..., typing.Any],
+    sites: Sites | None = None,
+    *,
+    inputs: Inputs = None,
+    requant: Requant = Float32Requant(),
 ) -> Callable[..., typing.Any]:
     """The same function, taking QTensors wherever it took arrays.
 
@@ -37,17 +46,24 @@ def quantized(
     fly. Either way the product runs in integers, for every scheme with integer levels of at most 8 bits:
     Symmetric, Asymmetric, PowerOfTwo up to 4 bits, Binary, Ternary, FixedPoint and their chains. A product whose
     grids do not allow integers runs on the same rounded values in float. An activation is coded once, and with
-    static grids its later readers (a residual, say) read the codes as well.
+    static grids its later readers (a residual, say) read the codes as well. What follows a product on a static
+    grid (bias, normalization, relu, pooling, a residual) waits for the next one, which rescales all of it at once.
+
+    A QTensor that ``fn`` writes to (``dynamic_update_slice``, ``x.at[...].set``), such as a key-value cache, is
+    updated on its codes and returned as a QTensor of the same structure.
 
     Args:
       fn: a pure function. Arguments that are neither arrays nor QTensors (strings, booleans, Python numbers)
         reach it as they are.
       sites: grids of the activations, from ``calibrate``.
       inputs: a Scheme for the activations, or rules by the path of the weight they meet: a dict of globs, or
-        a Policy with ``inputs``.
+        a Policy with ``inputs``. Products of two activations, as in attention, stay float unless a rule names
+        them by scope: ``"**/(dot*)"``.
+      requant: how int32 accumulators become int8 codes on static grids: ``Float32Requant()``, ``HalfAway()``, or
+        in integers only ``Gemmlowp()`` or ``Ruy()`` (see ``jqz.requant``).
 
     Raises:
-      TypeError: ``fn`` is not callable, or ``sites`` or ``inputs`` is none of the above.
+      TypeError: ``fn`` is not callable, or ``sites``, ``inputs`` or ``requant`` is none of the above.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -67,7 +83,7 @@ def quantized(
     >>> bool(jnp.allclose(static(qparams, x), exact, atol=0.05))
     True
     """
-    run = walked(fn, sites, inputs)
+    run = walked(fn, sites, inputs, requant)
 
     @functools.wraps(fn, updated=())
     def on_codes(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
@@ -76,19 +92,28 @@ def quantized(
     return on_codes
 
 
-def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -> Callable[..., typing.Any]:
-    """``quantized(fn, sites, inputs=inputs)`` that takes a log to keep notes in (or None) before its arguments."""
+def walked(
+    fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs, requant: Requant
+) -> Callable[..., typing.Any]:
+    """``quantized`` with a function that takes a log to keep notes in (or None) before its arguments."""
     _check_callable("quantized", fn)
+    if not isinstance(requant, Requant):
+        raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
     given = _given("quantized", sites)
-    rules = {**structure.RULES, **gather.RULES, **row.RULES}
+    tables = [structure.RULES, gather.RULES, cache.RULES]
+    always: frozenset[str] = frozenset()
     if inputs is not None or given:
-        at = _input_policy("quantized", {} if inputs is None else inputs).input_at
-        integers, alone = dot.rules(at)["dot_general"], row.RULES["dot_general"]
-        rules.update(convolution.rules(at))
-        rules["dot_general"] = lambda *args: integers(*args) or alone(*args)
+        policy = _input_policy("quantized", {} if inputs is None else inputs)
+        tables += [family.rules(policy.input_at, requant) for family in (dot, ragged, convolution)]
+        always = _always(policy, given)
+    tables.append(row.RULES)
+    if given:
+        tables.append(waiting.rules(requant))
+    rules = either(*tables)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return walk_through(fn, args, kwargs, Walk(rules, given, log=log, forms=floats.RULES))
+        walk = Walk(rules, given, log=log, derivatives=not given, always=always, forms=floats.RULES)
+        return walk_through(fn, args, kwargs, walk)
 
     return run
 
@@ -96,6 +121,12 @@ def walked(fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs) -
 def _check_callable(who: str, fn: typing.Any) -> None:
     if not callable(fn):
         raise TypeError(f"{who}: got {type(fn).__name__}, wanted a function. Use {who}(model.apply, ...).")
+
+
+def _always(policy: PolicyLike, given: Mapping[str, typing.Any]) -> frozenset[str]:
+    """The primitives to look at wherever they stand: products, if any without weights is to be rounded."""
+    globs = [glob for glob, _ in policy.inputs] if isinstance(policy, Policy) else []
+    return frozenset(PRODUCTS) if any(map(_paths.names_product, [*globs, *given])) else frozenset()
 
 
 def _given(who: str, sites: Sites | None) -> dict[str, Stacked]:
@@ -155,14 +186,15 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
         decisions, treedef = resolve("simulated", policy, variables)
         rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
         weights = _tagged(treedef.flatten_up_to(rounded), decisions)
-        walk = Walk(rules, _given("simulated", sites), forms=floats.RULES)
+        given = _given("simulated", sites)
+        walk = Walk(rules, given, always=_always(policy, given), forms=floats.RULES)
         return walk_through(fn, (treedef.unflatten(weights), *args), kwargs, walk)
 
     return in_training
 
 
 def observe(
-    fn: Callable[..., typing.Any], policy: Policy, observer: Observer = observers.MinMax()
+    fn: Callable[..., typing.Any], policy: Policy, observer: Observers = observers.MinMax()
 ) -> Callable[..., Stats]:
     """A function of ``(variables, *args)`` that measures what meets each weight, in the float model.
 
@@ -173,10 +205,11 @@ def observe(
     Args:
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
       policy: its rules select the weights, its ``inputs`` the sites to watch.
-      observer: what to measure, one of ``jqz.observers``.
+      observer: what to measure, one of ``jqz.observers``; or rules from globs of weights' paths to these.
 
     Raises:
-      TypeError: ``fn`` is not callable, or ``policy`` is not a Policy with ``inputs``.
+      TypeError: ``fn`` is not callable, ``policy`` is not a Policy with ``inputs``, or ``observer`` is none.
+      ValueError: rules give a weight no observer.
 
     >>> import jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -192,16 +225,37 @@ def observe(
             f"observe: got {policy!r}, wanted a Policy with inputs. "
             'Use Policy({"**/kernel": Symmetric(bits=8)}, inputs=Asymmetric(bits=8)).'
         )
-    rules = {**structure.RULES, **watch.rules(policy.input_at, lambda path: observer)}
+    rules = {**structure.RULES, **watch.rules(policy.input_at, _observer_at(observer))}
 
     @functools.wraps(fn, updated=())
     def watched(variables: typing.Any, *args: typing.Any, **kwargs: typing.Any) -> Stats:
         decisions, treedef = resolve("observe", policy, variables)
-        walk = Walk(rules, forms=floats.RULES)
-        walk_through(fn, (treedef.unflatten(_tagged([d.leaf for d in decisions], decisions)), *args), kwargs, walk)
+        walk = Walk(rules, always=_always(policy, {}), forms=floats.RULES)
+        leaves = [value_and_grid("observe", d.path, d.leaf, None)[0] for d in decisions]
+        walk_through(fn, (treedef.unflatten(_tagged(leaves, decisions)), *args), kwargs, walk)
         return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
     return watched
+
+
+def _observer_at(observer: Observers) -> Callable[[str], Observer]:
+    rules = observer if isinstance(observer, Mapping) else {"**": observer}
+    if not all(isinstance(one, Observer) for one in rules.values()):
+        raise TypeError(
+            f"observe: got observer={observer!r}, wanted an Observer or a dict from globs to Observers. "
+            "Use observer=jqz.observers.MinMax()."
+        )
+
+    def at(path: str) -> Observer:
+        found = next((one for glob, one in rules.items() if _paths.matches(glob, path)), None)
+        if found is None:
+            raise ValueError(
+                f"observe: the observers give {path!r} none; their rules are {list(rules)}. "
+                'Add "**": jqz.observers.MinMax() as the last rule.'
+            )
+        return found
+
+    return at
 
 
 def _inputs_of(policy: PolicyLike) -> Callable[[str], Scheme | None]:
@@ -227,7 +281,7 @@ def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing
 
     jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
     results = interpret(jaxpr, [_value(*flat[i]) for i in traced], walk)
-    return structure_out.unflatten([decode(v) for v in results])
+    return structure_out.unflatten([v.tensor if isinstance(v, Stored) else decode(v) for v in results])
 
 
 def _is_leaf(leaf: typing.Any) -> bool:

@@ -9,124 +9,16 @@ walked through wherever such an operand enters them, or a primitive of the secon
 Everything that differs between JAX versions stands in this file.
 """
 
-import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from jqz import _ste
-from jqz._values import Lazy, Value, Weight, decode, is_weight
-
-Rule = Callable[..., Sequence[Value] | None]
-Rules = Mapping[str, Rule]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Stacked:
-    """A pytree that belongs to a place in a program; one for each step of the scans around it, outermost first."""
-
-    tree: typing.Any
-    lengths: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
-
-    def merge(self, other: "Stacked") -> "Stacked":
-        """Merges step by step."""
-        merge = lambda a, b: a.merge(b)  # noqa: E731
-        for _ in self.lengths:
-            merge = jax.vmap(merge)
-        return Stacked(merge(self.tree, other.tree), self.lengths)
-
-    def folded(self, length: int) -> "Stacked":
-        """All steps of a scan merged into one, for a place whose weight every step shares."""
-
-        def step(total, one):
-            return total.merge(Stacked(one, self.lengths)), None
-
-        start = jax.tree.map(lambda t: t[0], self.tree)
-        rest = jax.tree.map(lambda t: t[1:], self.tree)
-        return jax.lax.scan(step, Stacked(start, self.lengths), rest, length=length - 1)[0]
-
-    def empty(self) -> "Stacked":
-        """The neutral element of every step."""
-        return Stacked(
-            jax.tree.map(lambda e, t: jnp.broadcast_to(e, t.shape), self.tree.empty(), self.tree), self.lengths
-        )
-
-
-@dataclasses.dataclass
-class Walk:
-    """One walk over a program: its rules, what they are given by name, and what they record by name.
-
-    ``forms`` are rules for equations on plain arrays.
-
-    A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
-    and ``empty()``, its neutral element, for the loops and branches that it may or may not come from.
-    """
-
-    rules: Rules
-    given: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    records: dict[str, Stacked] = dataclasses.field(default_factory=dict)
-    names: dict[str, int] = dataclasses.field(default_factory=dict)
-    log: dict[str, "Note"] | None = None
-    steps: int = 1
-    forms: Rules = dataclasses.field(default_factory=dict)
-
-    def name(self, path: str) -> str:
-        """A name for the next use of a weight: its path; ``path#2`` where it is used a second time."""
-        self.names[path] = self.names.get(path, 0) + 1
-        return path if self.names[path] == 1 else f"{path}#{self.names[path]}"
-
-    def within(self, given: dict[str, Stacked] | None = None, steps: int = 1) -> "Walk":
-        """The same walk inside a body that is traced by itself: it records into a dict of its own."""
-        given = self.given if given is None else given
-        return Walk(self.rules, given, {}, dict(self.names), self.log, self.steps * steps, self.forms)
-
-    def absorb(self, inner: "Walk", records: dict[str, Stacked]) -> None:
-        """Takes over the names that a body used, and its records as they came out of it."""
-        self.names = dict(inner.names)
-        self.records.update(records)
-
-
-class Note(typing.NamedTuple):
-    """What an audit keeps of a product: its equation, how it ran and why."""
-
-    eqn: typing.Any
-    how: str
-    why: str
-    path: str | None
-    steps: int
-
-
-#: The primitives that an audit reports.
-PRODUCTS = ("dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general")
-
-
-@dataclasses.dataclass(frozen=True)
-class Equation:
-    """An equation as a rule sees it."""
-
-    primitive: str
-    params: Mapping[str, typing.Any]
-    avals: tuple[typing.Any, ...]
-    scope: str
-    bind: Callable[..., Sequence[jax.Array]]
-    walk: Walk
-    operands: list[Value]
-    said: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def say(self, **kwargs: str) -> None:
-        """Tells an audit ``how`` the equation ran, ``why``, and under which ``name``."""
-        self.said.update(kwargs)
-
-    def on(self, *operands: Value) -> jax.Array:
-        """The single result of the original primitive, or a form of it, on decoded operands."""
-        return self.bind(*map(decode, operands))[0]
-
-    def replace(self, index: int, value: Value) -> None:
-        """Lets whoever reads this operand later read ``value`` instead."""
-        self.operands[index] = value
+from jqz import _paths, _ste
+from jqz._stacked import Stacked
+from jqz._values import Coded, Lazy, Pending, Stored, Value, Weight, decode, is_weight
+from jqz._walk import PRODUCTS, Equation, Note, Walk
 
 
 def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any, typing.Any]:
@@ -166,39 +58,56 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
 
     def plain(*arrays: jax.Array) -> Sequence[jax.Array]:
         results = walk.forms[name](equation(), *arrays) if name in walk.forms else None
-        return _bind(eqn, arrays) if results is None else results
+        return bind(eqn, arrays) if results is None else results
 
     def equation() -> Equation:
-        scope, avals = str(eqn.source_info.name_stack), tuple(v.aval for v in eqn.outvars)
-        return Equation(name, eqn.params, avals, scope, plain, walk, operands, said)
+        avals = tuple(v.aval for v in eqn.outvars)
+        return Equation(name, eqn.params, avals, _label(eqn, walk), plain, walk, operands, said)
 
     with eqn.ctx.manager:
         weights = [v.path for v in operands if is_weight(v)]
-        results = walk.rules[name](equation(), *operands) if lazy and name in walk.rules else None
-        if results is None and name in _HIGHER_ORDER and (lazy or walk.log is not None or _holds(eqn, walk.forms)):
-            return _HIGHER_ORDER[name](eqn, operands, walk)
+        offered = name in walk.rules and (lazy or name in walk.always)
+        results = walk.rules[name](equation(), *operands) if offered else None
+        if results is None and name in _HIGHER_ORDER and (lazy or walk.log is not None or _holds(eqn.params, walk)):
+            outer, walk.scope = walk.scope, _scope(eqn, walk)
+            results = _HIGHER_ORDER[name](eqn, operands, walk)
+            walk.scope = outer
+            return results
         if logged:
             _note(eqn, walk, weights, said)
         return plain(*map(decode, operands)) if results is None else results
 
 
-def _holds(eqn: typing.Any, forms: Rules) -> bool:
-    """Whether a primitive that has another form stands in the jaxprs of an equation, or in theirs."""
-    params = [p for value in eqn.params.values() for p in (value if isinstance(value, tuple | list) else [value])]
-    inner = [e for p in params for e in getattr(getattr(p, "jaxpr", p), "eqns", ())] if forms else []
-    return any(e.primitive.name in forms or _holds(e, forms) for e in inner)
+def _holds(params: Mapping[str, typing.Any], walk: Walk) -> bool:
+    """Whether a primitive that a walk seeks on plain arrays stands in the jaxprs of an equation, or in theirs."""
+    if not walk.always and not walk.forms:
+        return False
+    jaxprs = [getattr(j, "jaxpr", j) for p in params.values() for j in (p if isinstance(p, tuple | list) else [p])]
+    eqns = [eqn for j in jaxprs for eqn in getattr(j, "eqns", ())]
+    return any(
+        e.primitive.name in walk.always or e.primitive.name in walk.forms or _holds(e.params, walk) for e in eqns
+    )
+
+
+def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
+    """The named scopes around an equation, those of the calls that it stands in included; no transformations."""
+    return (*walk.scope, *(part.name for part in eqn.source_info.name_stack.stack if type(part).__name__ == "Scope"))
+
+
+def _label(eqn: typing.Any, walk: Walk) -> str:
+    return _paths.product("/".join(_scope(eqn, walk)), PRODUCTS.get(eqn.primitive.name) or eqn.primitive.name)
 
 
 def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str]) -> None:
     assert walk.log is not None
     path = weights[0] if weights else None
-    scope = str(eqn.source_info.name_stack) or "product"
-    name = said.get("name") or walk.name(path if path is not None else f"({scope})")
+    name = said.get("name") or walk.name(" x ".join(weights) or _label(eqn, walk))
     why = "no coded weight" if path is None else "weight-only: activations stay float"
     walk.log[name] = Note(eqn, said.get("how", "float"), said.get("why", why), path, walk.steps)
 
 
-def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """The results of an equation on arrays."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair before JAX 0.11
     out = eqn.primitive.bind(*functions, *arrays, **params)
@@ -210,18 +119,20 @@ def _bind(eqn: typing.Any, arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 def _call(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
     """A call is its body: results may stay lazy across it."""
-    body = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    body = next(eqn.params[name] for name in ("jaxpr", "call_jaxpr", "fun_jaxpr") if name in eqn.params)
     return interpret(body, operands, walk)
 
 
 def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Value]:
     """A function with its own derivative keeps it; where a weight passes through, its value is walked."""
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     arrays = [decode(v) for v in operands]
-    if not any(is_weight(v) for v in operands) and not _holds(eqn, walk.forms):
-        return _bind(eqn, arrays)
+    if not any(is_weight(v) for v in operands) and not _holds(eqn.params, walk):
+        return bind(eqn, arrays)
     results = _call(eqn, jax.tree.map(jax.lax.stop_gradient, operands), walk)
     # the author's derivative, at the operands' own values; where no gradient is taken, XLA drops this second half
-    return [_with_gradient(v, s) for v, s in zip(results, _bind(eqn, arrays), strict=True)]
+    return [_with_gradient(v, s) for v, s in zip(results, bind(eqn, arrays), strict=True)]
 
 
 def _with_gradient(value: Value, source: jax.Array) -> Value:
@@ -232,7 +143,9 @@ def _with_gradient(value: Value, source: jax.Array) -> Value:
     return _ste.straight_through(source, decode(value))
 
 
-def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
+    if not walk.derivatives:
+        return _call(eqn, operands, walk)
     inner = walk.within()
 
     def body(*operands):
@@ -246,39 +159,69 @@ def _checkpoint(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.
     return results
 
 
+def _settled(operands: list[Value]) -> list[Value]:
+    """Operands of an equation whose body is traced by itself, where an expression of outer values is no use."""
+    return [decode(v) if isinstance(v, Pending) else v for v in operands]
+
+
 def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
-    params, length = eqn.params, eqn.params["length"]
+    params, length, operands = eqn.params, eqn.params["length"], _settled(operands)
     if "num_consts" in params:
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
         n_consts, n_carry = (len(group) for group in params["ft_in"].unpack()[:2])
-    consts, carry = operands[:n_consts], [decode(v) for v in operands[n_consts : n_consts + n_carry]]
-    sliced, rebuild = _sliceable(operands[n_consts + n_carry :], length)
+    consts, xs = operands[:n_consts], operands[n_consts + n_carry :]
+    sliced, rebuild = _sliceable(xs, length)
     mine = {name: given for name, given in walk.given.items() if given.lengths[:1] == (length,)}
     body_outs = getattr(params["jaxpr"], "jaxpr", params["jaxpr"]).outvars
-    inner = walk.within()
+    inner, sources = walk.within(), []
 
     def body(carry, slices):
         sliced, trees = slices
         given = {name: Stacked(tree, mine[name].lengths[1:]) for name, tree in trees.items()}
         inner.__dict__.update(walk.within({**walk.given, **given}, length).__dict__)
-        results = interpret(params["jaxpr"], [*consts, *carry, *rebuild(sliced)], inner)
-        results = _arrays(results, body_outs)
+        values = rebuild(sliced)
+        results = interpret(params["jaxpr"], [*consts, *carry, *values], inner)
+        sources[:] = [_source(v, values, xs, length) for v in results[n_carry:]]
+        before = [*carry, *(None if i is None else values[i] for i in sources)]
+        results = _arrays(results, body_outs, before)
         return results[:n_carry], (results[n_carry:], inner.records)
 
     trees = {name: given.tree for name, given in mine.items()}
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (sliced, trees))
+    carry = _carried(operands[n_consts : n_consts + n_carry], lambda carry: jax.eval_shape(body, carry, one)[0])
     carry, (stacked, records) = jax.lax.scan(
         body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )
-    scanned = {v.path for v in operands[n_consts + n_carry :] if is_weight(v)}
+    stacked = [v if i is None else _restacked(v, xs[i], length) for v, i in zip(stacked, sources, strict=True)]
+    scanned = {v.path for v in xs if is_weight(v)}
+
+    def own(name: str) -> bool:  # layers have weights of their own; steps of a recurrence do not
+        return bool(scanned) if _paths.names_product(name) else name.split("#")[0] in scanned
+
     walk.absorb(
         inner,
-        {
-            name: Stacked(r.tree, (length, *r.lengths)) if name.split("#")[0] in scanned else r.folded(length)
-            for name, r in records.items()
-        },
+        {name: Stacked(r.tree, (length, *r.lengths)) if own(name) else r.folded(length) for name, r in records.items()},
     )
     return [*carry, *stacked]
+
+
+def _source(value: Value, slices: Sequence[Value], xs: Sequence[Value], length: int) -> int | None:
+    """Which scanned tensor a step has written to, if it left alone what all steps share."""
+
+    def shared_stays(before: Value, x: Value) -> bool:
+        leaves = zip(*(jax.tree.leaves(v.tensor) for v in (value, before, x)), strict=True)
+        return all(a is b or whole.shape[0] == length for a, b, whole in leaves)
+
+    pairs = enumerate(zip(slices, xs, strict=True)) if isinstance(value, Stored) else ()
+    return next((i for i, (before, x) in pairs if value.same(before) and shared_stays(before, x)), None)
+
+
+def _restacked(value: Value, x: Value, length: int) -> Value:
+    """A scanned tensor after all steps have written to it."""
+    leaves, treedef = jax.tree.flatten(x.tensor)
+    after = [a if b.shape[0] == length else b for a, b in zip(jax.tree.leaves(value.tensor), leaves, strict=True)]
+    return Stored(treedef.unflatten(after), x.path)
 
 
 def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], Callable[..., list[Value]]]:
@@ -310,6 +253,7 @@ def _sliceable(values: Sequence[Value], length: int) -> tuple[list[typing.Any], 
 
 
 def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    operands = _settled(operands)
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
     inner = walk.within()
@@ -320,14 +264,14 @@ def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array
     def step(carry):
         inner.__dict__.update(walk.within().__dict__)
         results = interpret(eqn.params["body_jaxpr"], [*body_consts, *carry], inner)
-        return _arrays(results, eqn.outvars), inner.records
+        return _arrays(results, eqn.outvars, carry), inner.records
 
     def body(state):
         carry, before = state
         results, records = step(carry)
         return results, {name: before[name].merge(r) for name, r in records.items()}
 
-    carry = [decode(v) for v in operands[n_cond + n_body :]]
+    carry = _carried(operands[n_cond + n_body :], lambda carry: step(carry)[0])
     carry, records = jax.lax.while_loop(cond, body, (carry, _empty(jax.eval_shape(step, carry)[1])))
     walk.absorb(inner, records)
     return carry
@@ -336,14 +280,18 @@ def _while(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array
 def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
     inner = walk.within()
 
+    index, *rest = _settled(operands)
+    before = _written(eqn, rest, walk) if any(isinstance(v, Coded) for v in rest) else [None] * len(eqn.outvars)
+
     def branch(jaxpr):
         def run(*operands):
             inner.__dict__.update(walk.within().__dict__)
-            return _arrays(interpret(jaxpr, list(operands), inner), eqn.outvars), inner.records
+            results = interpret(jaxpr, list(operands), inner)
+            results = [Stored(v.tensor, v.path) if b is not None else v for v, b in zip(results, before, strict=True)]
+            return _arrays(results, eqn.outvars, before), inner.records
 
         return run
 
-    index, *rest = operands
     branches = [branch(j) for j in eqn.params["branches"]]
     nothing: dict[str, Stacked] = {}
     for run in branches:  # a branch that is not taken records the neutral element of what the others do
@@ -361,16 +309,56 @@ def _cond(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
     return results
 
 
+def _written(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[Value]:
+    """The tensors among the results of a cond that a branch writes to, and the others at least hand on."""
+
+    def run(jaxpr):
+        results = interpret(jaxpr, list(operands), walk.within())
+        return [v if isinstance(v, Coded) else None for v in results]
+
+    def agreed(values: Sequence[Value]) -> Value:
+        one = next((v for v in values if isinstance(v, Stored)), None)
+        return one if one is not None and all(one.same(v) for v in values) else None
+
+    outcomes = [jax.eval_shape(lambda j=j: run(j)) for j in eqn.params["branches"]]
+    return [agreed(values) for values in zip(*outcomes, strict=True)]
+
+
 def _empty(records: dict[str, Stacked]) -> dict[str, Stacked]:
     return {name: r.empty() for name, r in records.items()}
 
 
-def _arrays(values: Sequence[Value], variables: Sequence[typing.Any]) -> list[jax.Array]:
-    """Decoded results, in the dtypes that the surrounding equation promises."""
-    return [
-        jax.lax.convert_element_type(decode(v), var.aval.dtype) if isinstance(v, Lazy) else v
-        for v, var in zip(values, variables, strict=True)
-    ]
+def _arrays(
+    values: Sequence[Value], variables: Sequence[typing.Any], before: Sequence[Value] | None = None
+) -> list[Value]:
+    """Decoded results, in the dtypes that the surrounding equation promises.
+
+    Tensors that were written to stay coded, in a loop those that were so ``before``.
+    """
+
+    def array(value: Value, variable: typing.Any, i: int) -> Value:
+        if isinstance(value, Stored) and (before is None or value.same(before[i])):
+            return value
+        if not isinstance(value, Lazy):
+            return value
+        return jax.lax.convert_element_type(decode(value), variable.aval.dtype)
+
+    return [array(v, var, i) for i, (v, var) in enumerate(zip(values, variables, strict=True))]
+
+
+def _carried(carry: Sequence[Value], step: Callable[[list[Value]], list[Value]]) -> list[Value]:
+    """The carry of a loop: tensors that each step writes to and hands on stay coded, all else is decoded."""
+    kept = [Stored(v.tensor, v.path) if isinstance(v, Coded) and not v.casts else decode(v) for v in carry]
+    while any(isinstance(v, Stored) for v in kept):
+        after = jax.eval_shape(step, kept)
+        lost = [
+            isinstance(b, Stored) and not (isinstance(a, Stored) and b.same(a))
+            for b, a in zip(kept, after, strict=True)
+        ]
+        if not any(lost):
+            break
+        kept = [decode(v) if gone else v for v, gone in zip(kept, lost, strict=True)]
+    return kept
 
 
 _HIGHER_ORDER: dict[str, Callable[..., Sequence[Value]]] = {

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Callable
 
 from jqz._inference import walk_through
-from jqz._interpret import Walk
+from jqz._walk import Walk
 from jqz.kernels import floats
 
 

@@ -248,14 +248,15 @@ def _take(table: np.ndarray, codes: jax.Array) -> jax.Array:
 def fit(magnitude: jax.Array, *factors: float) -> jax.Array:
     """The scale that takes the product of ``factors`` to ``magnitude``; 1 where that counts as zero.
 
-    No product of the scale and the factors overflows, in whatever order a compiler takes it, even where the
-    magnitude is the largest number there is; computed in the order given, it does not exceed the magnitude.
+    Computed in the order given, the product does not exceed the magnitude, which may be the largest number there
+    is; with several factors it is finite in whatever order a compiler takes them.
 
     >>> fit(jnp.array([896.0, 0.0]), 448.0).tolist()
     [2.0, 1.0]
     """
-    limit = float(jnp.finfo(magnitude.dtype).max) * (1 - 4 * float(jnp.finfo(magnitude.dtype).eps))
-    magnitude = jnp.where(jnp.isinf(magnitude), magnitude, jnp.minimum(magnitude, limit))
+    if len(factors) > 1:
+        limit = float(jnp.finfo(magnitude.dtype).max) * (1 - 4 * float(jnp.finfo(magnitude.dtype).eps))
+        magnitude = jnp.where(jnp.isinf(magnitude), magnitude, jnp.minimum(magnitude, limit))
     scale = magnitude / math.prod(factors)
     top = functools.reduce(lambda product, factor: product * factor, factors, scale)
     scale = jnp.where(top > magnitude, scale * (1 - 2 * float(jnp.finfo(scale.dtype).eps)), scale)

@@ -75,6 +75,34 @@ def matches(glob: str, path: str) -> bool:
     return _regex(glob).fullmatch(path) is not None
 
 
+def product(scope: str, kind: str) -> str:
+    """The name of a product without weights: where it stands, and what it is.
+
+    >>> product("Encoder/Attention_0", "dot"), product("", "dot")
+    ('Encoder/Attention_0/(dot)', '(dot)')
+    """
+    return f"{scope}/({kind})" if scope else f"({kind})"
+
+
+def operand(name: str, side: int) -> str:
+    """The name of an operand of such a product.
+
+    >>> operand("Attention_0/(dot)#2", 1)
+    'Attention_0/(dot rhs)#2'
+    """
+    head, _, tail = name.rpartition(")")
+    return f"{head} {('lhs', 'rhs')[side]}){tail}"
+
+
+def names_product(name: str) -> bool:
+    """Whether a name or glob is that of a product without weights, or of its operands: of their last part alone.
+
+    >>> names_product("**/(dot*)"), names_product("**")
+    (True, False)
+    """
+    return name.rpartition("/")[2].startswith("(")
+
+
 def nearest(glob: str, paths: Iterable[str], count: int = 3) -> list[str]:
     """The names most like a glob that selected nothing, for error messages."""
     plain = glob.replace("**/", "").replace("*", "")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _paths
+from jqz._learnable import is_whole
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._scheme import Scheme
 
@@ -31,7 +32,8 @@ class Policy:
     Args:
       rules: ``{glob: Scheme or None}`` for weights.
       inputs: ``{glob: Scheme or None}`` or a Scheme for what meets a weight in a dot or convolution, by the
-        weight's path; used by the functions that quantize activations.
+        weight's path; used by the functions that quantize activations. Products of two activations, as in
+        attention, stay float unless a rule names them: ``"**/(dot*)"`` does, ``"**"`` does not.
 
     Raises:
       TypeError: a rule is neither a Scheme nor None.
@@ -55,8 +57,13 @@ class Policy:
         return next((scheme for glob, scheme in self.rules if _paths.matches(glob, path)), None)
 
     def input_at(self, path: str) -> Rule:
-        """The scheme of what meets the weight at a path, or None."""
-        return next((scheme for glob, scheme in self.inputs if _paths.matches(glob, path)), None)
+        """The scheme of what meets the weight at a path, or of an operand of a product without weights, or None.
+
+        Such an operand (``scope/(dot lhs)``) takes the rules that name it: those whose last part begins with "(".
+        """
+        named = _paths.names_product(path)
+        rules = (rule for rule in self.inputs if not named or _paths.names_product(rule[0]))
+        return next((scheme for glob, scheme in rules if _paths.matches(glob, path)), None)
 
     def __repr__(self) -> str:
         inputs = f", inputs={dict(self.inputs)!r}" if self.inputs else ""
@@ -93,7 +100,7 @@ def resolve(who: str, policy: PolicyLike, tree: typing.Any) -> tuple[list[Decisi
     ``policy`` is a Policy, a dict of rules, one Scheme, a callable ``(path, leaf) -> Scheme | None``, or a tree
     of the same structure with Scheme or None leaves.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_qtensor)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_whole)
     named = [(_paths.name(path), leaf) for path, leaf in flat]
     if isinstance(policy, Mapping) and policy and all(isinstance(k, str) and "*" in k for k in policy):
         policy = Policy(typing.cast(Mapping[str, Rule], policy))

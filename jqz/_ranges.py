@@ -3,14 +3,15 @@
 Every estimator looks at blocks of values (see ``Granularity.reduce``) and returns limits with
 the reduced axes kept. Which one to use:
 
-================ ================================================================================
-``AbsMax``       largest magnitude; nothing clips. Best at 8 bits
-``MinMax``       smallest and largest value; the default of ``Asymmetric``
-``Percentile``   ignores a share of outliers
-``MSE``          searches the clip with the least error on a grid of candidates; best below 8 bits
-``OCTAV``        the same optimum by a fixed point, a few passes and no grid; the fastest good clip
-``Given``        limits you know
-================ ================================================================================
+================= ===============================================================================
+``AbsMax``        largest magnitude; nothing clips. Best at 8 bits
+``MinMax``        smallest and largest value; the default of ``Asymmetric``
+``Percentile``    ignores a share of outliers
+``MSE``           searches the clip with the least error on a grid of candidates; best below 8 bits
+``OCTAV``         the same optimum by a fixed point, a few passes and no grid; the fastest good clip
+``MeanMagnitude`` where learned scales start (LSQ)
+``Given``         limits you know
+================= ===============================================================================
 """
 
 import abc
@@ -233,6 +234,36 @@ class OCTAV(Range):
         ends = jax.lax.fori_loop(0, self.iterations + 1, step, (mean, mean))
         low, high = (jnp.clip(part * grow, bottom, top) for part in ends)
         return jnp.minimum(low, high), jnp.maximum(low, high)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class MeanMagnitude(Range):
+    """A step of 2 mean(abs(x)) / sqrt(p), with p steps to each side in use: where LSQ starts (arXiv:1902.08153).
+
+    At 2 to 4 bits it clips about as much as the best clip does; at 8 bits it covers more than every value.
+    """
+
+    def limits(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, steps: jax.typing.ArrayLike) -> Limits:
+        low, _ = MinMax().limits(blocks, axes, fake, steps)
+        steps = jnp.asarray(steps, blocks.dtype)
+        high = jnp.where(low < 0, self._reach(blocks, axes, steps / 2), self._reach(blocks, axes, steps))
+        return jnp.where(low < 0, -high, 0), high
+
+    def magnitude(
+        self,
+        blocks: jax.Array,
+        axes: tuple[int, ...],
+        fake: Callable[[jax.Array], jax.Array],
+        steps: jax.typing.ArrayLike,
+    ) -> jax.Array:
+        return self._reach(blocks, axes, jnp.asarray(steps, blocks.dtype))
+
+    def _reach(self, blocks: jax.Array, axes: tuple[int, ...], steps: jax.Array) -> jax.Array:
+        shrink, grow = _normalizer(_absmax(blocks, axes))
+        mean = jnp.mean(jnp.abs(blocks) * shrink, axis=axes, keepdims=True)
+        most = float(jnp.finfo(blocks.dtype).max)
+        return jnp.minimum(2 * mean * jnp.sqrt(steps), most / grow) * grow
 
 
 @typing.final

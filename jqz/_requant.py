@@ -15,18 +15,61 @@ rule               acc * multiplier                                             
 
 import abc
 import dataclasses
+import functools
 import typing
 
 import jax
 import jax.numpy as jnp
 
 from jqz import _rounding
+from jqz._scheme import quotient
+
+__all__ = ["Bias", "Float32Requant", "Gemmlowp", "HalfAway", "IntegerBias", "RealBias", "Requant", "Ruy"]
 
 Pair = tuple[jax.Array, jax.Array]
 
 
+class Bias(abc.ABC):
+    """What happens to the real number that is added to scaled accumulators, such as a layer's bias."""
+
+    @abc.abstractmethod
+    def split(
+        self, offset: jax.Array, numerators: Pair, denominator: jax.Array
+    ) -> tuple[jax.Array | None, jax.Array | None]:
+        """An int32 number for the accumulator and a float32 number of codes; None stands for 0."""
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class RealBias(Bias):
+    """It is added as it is, after scaling: what simulation does."""
+
+    def split(
+        self, offset: jax.Array, numerators: Pair, denominator: jax.Array
+    ) -> tuple[jax.Array | None, jax.Array | None]:
+        return None, offset / denominator
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class IntegerBias(Bias):
+    """It is rounded to a multiple of the accumulator's scale: what integer runtimes store.
+
+    Where that scale is 0, or so small that the multiple would leave int32, whole codes are added instead.
+    """
+
+    def split(self, offset: jax.Array, numerators: Pair, denominator: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale = numerators[0] * numerators[1]
+        whole = jnp.round(jnp.clip(offset / jnp.where(scale == 0, jnp.inf, scale), -(2.0**30), 2.0**30))
+        rest = jnp.round(offset / denominator - whole * _float_multiplier(numerators, denominator))
+        return whole.astype(jnp.int32), rest
+
+
 class Requant(abc.ABC):
     """Rescales accumulators and clips them to codes."""
+
+    #: Whether no floating-point operation touches an accumulator.
+    integer: typing.ClassVar[bool] = False
 
     @abc.abstractmethod
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
@@ -38,6 +81,16 @@ class Requant(abc.ABC):
           denominator: the positive float32 scale of the result. All broadcast to ``acc``.
         """
 
+    def nearest(self, x: jax.Array) -> jax.Array:
+        """The int32 numbers nearest to real ones, saturating."""
+        return jnp.round(jnp.clip(x, -(2.0**30), 2.0**30)).astype(jnp.int32)
+
+    def of_real(
+        self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
+    ) -> jax.Array:
+        """int8 codes of real numbers that have been divided by the scale of the result."""
+        return jnp.clip(_saturating(self.nearest(x), zero_point), low, high).astype(jnp.int8)
+
     def __call__(
         self,
         acc: jax.Array,
@@ -46,22 +99,39 @@ class Requant(abc.ABC):
         zero_point: jax.Array | int,
         low: jax.Array | int,
         high: jax.Array | int,
+        offset: jax.Array | None = None,
     ) -> jax.Array:
-        """int8 codes of the rescaled accumulators, ``low`` and ``high`` included."""
-        return jnp.clip(self.scaled(acc, numerators, denominator) + zero_point, low, high).astype(jnp.int8)
+        """int8 codes of the rescaled accumulators plus a real ``offset``, from ``low`` to ``high``."""
+        if offset is not None:
+            whole, rest = IntegerBias().split(offset, numerators, denominator)
+            acc, zero_point = _saturating(acc, whole), self.nearest(rest) + zero_point
+        codes = self.scaled(acc, numerators, denominator)
+        return jnp.clip(_saturating(codes, zero_point), low, high).astype(jnp.int8)
+
+
+def _saturating(a: jax.Array, b: jax.Array | int) -> jax.Array:
+    """The int32 sum of a number and one of at most 2**30."""
+    return jnp.clip(a, -(2**30) + 1, 2**30 - 1) + jnp.clip(b, -(2**30), 2**30)
 
 
 def _float_multiplier(numerators: Pair, denominator: jax.Array) -> jax.Array:
-    return numerators[0] * numerators[1] / denominator
+    return quotient(numerators[0] * numerators[1], denominator)
 
 
 @typing.final
 @dataclasses.dataclass(frozen=True)
 class Float32Requant(Requant):
-    """``rint(float32(acc) * float32(s_x * s_w / s_y)) + zero_point``: the default."""
+    """``rint(float32(acc) * float32(s_x * s_w / s_y)) + zero_point``: the default.
+
+    Args:
+      bias: ``RealBias()`` (the default): inference equals ``simulated`` training to float rounding; or
+        ``IntegerBias()``: bit-exact with runtimes that store biases as int32.
+    """
+
+    bias: Bias = RealBias()
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
-        return jnp.round(acc.astype(jnp.float32) * _float_multiplier(numerators, denominator)).astype(jnp.int32)
+        return self.nearest(acc.astype(jnp.float32) * _float_multiplier(numerators, denominator))
 
     def __call__(
         self,
@@ -71,15 +141,29 @@ class Float32Requant(Requant):
         zero_point: jax.Array | int,
         low: jax.Array | int,
         high: jax.Array | int,
+        offset: jax.Array | None = None,
     ) -> jax.Array:
-        # Clipping first keeps the product within 2**22, where adding 1.5 * 2**23 rounds to the nearest even integer
-        # and leaves it in the low bits: one addition for what rint and a conversion take several for.
-        zero = jnp.asarray(zero_point, jnp.float32)
+        whole, rest = (None, None) if offset is None else self.bias.split(offset, numerators, denominator)
+        acc = acc if whole is None else _saturating(acc, whole)
         product = acc.astype(jnp.float32) * _float_multiplier(numerators, denominator)
-        bounds = jnp.asarray(low, jnp.float32) - zero, jnp.asarray(high, jnp.float32) - zero
-        magic = jnp.float32(1.5 * 2**23)
-        bits = jax.lax.bitcast_convert_type(jnp.clip(product, *bounds) + magic, jnp.int32)
-        return (bits + jnp.asarray(zero_point, jnp.int32)).astype(jnp.int8)
+        product = product if rest is None else product + rest
+        return self.of_real(product, zero_point, low, high)
+
+    def of_real(
+        self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
+    ) -> jax.Array:
+        # Clipping first keeps the number within 2**22, where adding 1.5 * 2**23 rounds to the nearest even integer
+        # and leaves it in the low bits: one addition for what rint and a conversion take several for.
+        return _nearest(x, zero_point, low, high)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for a shape
+def _nearest(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int) -> jax.Array:
+    zero = jnp.asarray(zero_point, jnp.float32)
+    bounds = jnp.asarray(low, jnp.float32) - zero, jnp.asarray(high, jnp.float32) - zero
+    magic = jnp.float32(1.5 * 2**23)
+    bits = jax.lax.bitcast_convert_type(jnp.clip(x, *bounds) + magic, jnp.int32)
+    return (bits + jnp.asarray(zero_point, jnp.int32)).astype(jnp.int8)
 
 
 @typing.final
@@ -88,18 +172,28 @@ class HalfAway(Requant):
     """A float32 product rounded half away from zero."""
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
-        product = acc.astype(jnp.float32) * _float_multiplier(numerators, denominator)
-        return _rounding.HalfAway()(product).astype(jnp.int32)
+        return self.nearest(acc.astype(jnp.float32) * _float_multiplier(numerators, denominator))
+
+    def nearest(self, x: jax.Array) -> jax.Array:
+        return _rounding.HalfAway()(jnp.clip(x, -(2.0**30), 2.0**30)).astype(jnp.int32)
 
 
 @typing.final
 @dataclasses.dataclass(frozen=True)
 class Gemmlowp(Requant):
-    """Integers only: a saturating rounding doubling high multiplication, then a rounding shift (arXiv:1712.05877)."""
+    """Integers only: a saturating rounding doubling high multiplication, then a rounding shift (arXiv:1712.05877).
+
+    >>> import jax.numpy as jnp, jqz
+    >>> acc, scales = jnp.array([1000, -1000, 10**6]), (jnp.float32(0.01), jnp.float32(0.02))
+    >>> jqz.Gemmlowp()(acc, scales, jnp.float32(0.05), zero_point=3, low=-128, high=127).tolist()
+    [7, -1, 127]
+    """
+
+    integer = True
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
         mantissa, exponent = integer_multiplier(numerators, denominator)
-        product = high_multiply(acc << jnp.maximum(exponent, 0), mantissa)
+        product = high_multiply(_shift_up(acc, exponent), mantissa)
         return shift_half_away(product, jnp.maximum(-exponent, 0))
 
 
@@ -108,12 +202,21 @@ class Gemmlowp(Requant):
 class Ruy(Requant):
     """As ``Gemmlowp``, with ties of the final shift toward plus infinity."""
 
+    integer = True
+
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
         mantissa, exponent = integer_multiplier(numerators, denominator)
-        product = high_multiply(acc << jnp.maximum(exponent, 0), mantissa)
+        product = high_multiply(_shift_up(acc, exponent), mantissa)
         shift = jnp.maximum(-exponent, 0)
         # (product + 2**(shift-1)) >> shift, without leaving int32
         return (product >> shift) + jnp.where(shift > 0, (product >> jnp.maximum(shift - 1, 0)) & 1, 0)
+
+
+def _shift_up(acc: jax.Array, exponent: jax.Array) -> jax.Array:
+    """``acc * 2**exponent``, saturating; ``acc`` where the exponent is not positive."""
+    shift = jnp.clip(exponent, 0, 30)
+    limit = jnp.int32(2**31 - 1) >> shift
+    return jnp.clip(acc, -limit, limit) << shift
 
 
 def high_multiply(a: jax.Array, b: jax.Array) -> jax.Array:

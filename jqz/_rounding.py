@@ -21,6 +21,9 @@ import jax.numpy as jnp
 class Rounding(abc.ABC):
     """Rounds to integers, keeping the floating dtype."""
 
+    #: Whether an integer that is nearest is taken.
+    nearest: typing.ClassVar[bool] = False
+
     @abc.abstractmethod
     def __call__(self, x: jax.Array) -> jax.Array:
         """Integers in the dtype of ``x``."""
@@ -34,6 +37,8 @@ class HalfEven(Rounding):
     >>> HalfEven()(jnp.array([0.5, 1.5, -0.5, 0.49999997])).tolist()
     [0.0, 2.0, -0.0, 0.0]
     """
+
+    nearest = True
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jnp.round(x)
@@ -49,6 +54,8 @@ class HalfAway(Rounding):
     >>> HalfAway()(jnp.array([0.5, 1.5, -0.5, 0.49999997])).tolist()
     [1.0, 2.0, -1.0, 0.0]
     """
+
+    nearest = True
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return jax.lax.round(x, jax.lax.RoundingMethod.AWAY_FROM_ZERO)

@@ -23,6 +23,8 @@ class Affine(typing.NamedTuple):
       zero_point: int32 in the grid's shape, or None where it is 0 for every value.
       levels: maps codes to int8 integer levels, elementwise.
       limit: the largest magnitude of a level, at most 128.
+      ends: the lowest and the highest level, where every integer between them is one and ``encode`` takes the
+        nearest; None otherwise.
 
     >>> import jax.numpy as jnp, jqz
     >>> q = jqz.quantize(jnp.array([0.0, 0.5, 1.0]), jqz.Symmetric(bits=3))
@@ -35,6 +37,7 @@ class Affine(typing.NamedTuple):
     zero_point: jax.Array | None
     levels: Callable[[jax.Array], jax.Array]
     limit: int
+    ends: tuple[int, int] | None = None
 
 
 class Scheme(abc.ABC):
@@ -77,6 +80,11 @@ class Scheme(abc.ABC):
     linear: typing.ClassVar[bool] = False
 
     @property
+    def learns(self) -> bool:
+        """Whether a given grid gets gradients."""
+        return False
+
+    @property
     def code_dtype(self) -> typing.Any:
         """The integer dtype of codes: int8 up to 8 bits, int16 above, uint8 for table indices."""
         return jnp.int8 if self.bits <= 8 else jnp.int16
@@ -112,17 +120,29 @@ class Scheme(abc.ABC):
         """The straight-through derivative at ``x``, given in the grid's dtype; None means 1 everywhere."""
         return None
 
+    def partials(self, x: jax.Array, value: jax.Array, grid: Grid) -> tuple[jax.Array, Grid] | None:
+        """The derivatives of ``value``, what x is rounded to, by x and by each array of the grid, in the shape of x.
+
+        None where the grid gets no gradient. ``x`` is in the grid's dtype.
+        """
+        return None
+
     def simulate(self, x: jax.Array, grid: Grid = None) -> jax.Array:
         """Quantizes and dequantizes in the dtype of ``x``; the gradient goes straight through.
 
         Args:
           x: floating values.
-          grid: where to round to; calibrated from ``x`` if left out. It gets no gradient.
+          grid: where to round to; calibrated from ``x`` if left out. It gets a gradient if the scheme ``learns``.
         """
         fixed = jax.lax.stop_gradient(self.calibrate(x) if grid is None else grid)
         still = jax.lax.stop_gradient(x)
-        value = narrow(self.decode(self.encode(still, fixed), fixed), x.dtype)
-        value = jnp.where(jnp.isnan(x), x, value)  # codes cannot hold it, and a diverging run must show
+        wide = self.decode(self.encode(still, fixed), fixed)
+        value = jnp.where(jnp.isnan(x), x, narrow(wide, x.dtype))  # codes cannot hold it; a diverging run must show
+        if grid is not None and self.learns:
+            slope, slopes = typing.cast(typing.Any, self.partials(still.astype(work_dtype(x)), wide, fixed))
+            fine = [self.granularity.expand(part, x.shape) for part in jax.tree.leaves(grid)]
+            parts = [jnp.broadcast_to(part, x.shape) for part in fine]
+            return _ste.with_partials(value, (x, *parts), (slope.astype(x.dtype), *jax.tree.leaves(slopes)))
         own = grid is None and not self.clips
         slope = None if own else self.slope(still.astype(work_dtype(x)), fixed)
         return _ste.straight_through(x, value, None if slope is None else slope.astype(x.dtype))
@@ -357,6 +377,7 @@ def chain(*schemes: Scheme) -> Scheme:
 
     Raises:
       TypeError: an argument is not a Scheme.
+      ValueError: one of several learns its grid.
 
     References: successive quantization is the outlook of arXiv:1910.04877.
     """
@@ -367,4 +388,7 @@ def chain(*schemes: Scheme) -> Scheme:
         flat += one.stages if isinstance(one, Chain) else () if isinstance(one, Identity) else (one,)
     if not flat:
         return schemes[0] if schemes else Identity()
+    learner = next((one for one in flat if one.learns), None)
+    if len(flat) > 1 and learner is not None:
+        raise ValueError(f"chain: {learner!r} learns its grid; a chain's grids are fixed. Leave its gradient out.")
     return flat[0] if len(flat) == 1 else Chain(tuple(flat))

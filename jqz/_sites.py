@@ -1,16 +1,20 @@
 """From statistics of activations to the grids of static inference."""
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from jqz import _paths
 from jqz._activations import Site
-from jqz._interpret import Stacked
 from jqz._observer import Observer, covering
 from jqz._policy import Policy
+from jqz._scheme import Grid, Scheme
+from jqz._stacked import Stacked
 
 
 @jax.tree_util.register_dataclass
@@ -86,20 +90,44 @@ def calibrate(stats: Stats, policy: Policy) -> Sites:
             "calibrate: got no statistics. Use stats = observe(fn, policy)(variables, batch), with a policy whose "
             "rules and inputs match the weights that meet activations."
         )
-    sites = {}
+    sites, sound = {}, {}
     for name, seen in stats.items():
         scheme = policy.input_at(name.split("#")[0])
         if scheme is None:
             near = _paths.nearest(name, [glob for glob, _ in policy.inputs])
             raise ValueError(f"calibrate: the policy's inputs give {name!r} no scheme; its rules are {near}.")
-        sites[name] = Site(_grid(seen, scheme), covering(scheme), seen.lengths)
+        try:
+            grid, sound[name] = _grid(seen.observer, scheme, seen.ndim, len(seen.lengths))
+        except ValueError as error:
+            raise ValueError(f"calibrate: site {name!r}: {error}") from error
+        sites[name] = Site(grid, covering(scheme), seen.lengths)
+    for name, limits in jax.device_get(
+        {} if any(isinstance(s, Tracer) for s in jax.tree.leaves(sound)) else sound
+    ).items():
+        _check(name, *limits)
     return sites
 
 
-def _grid(seen: Seen, scheme: typing.Any) -> typing.Any:
-    def grid(observer: Observer) -> typing.Any:
-        return observer.grid(scheme, seen.ndim)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _grid(observer: Observer, scheme: Scheme, ndim: int, depth: int) -> tuple[Grid, tuple[jax.Array, jax.Array]]:
+    """The grid and the limits that it covers: one program for all sites of a kind."""
 
-    for _ in seen.lengths:
+    def grid(observer: Observer) -> typing.Any:
+        return observer.grid(scheme, ndim), observer.limits(scheme)
+
+    for _ in range(depth):
         grid = jax.vmap(grid)
-    return grid(seen.observer)
+    return grid(observer)
+
+
+def _check(name: str, low: np.ndarray, high: np.ndarray) -> None:
+    if np.isnan(low).any() or np.isnan(high).any():
+        raise ValueError(
+            f"calibrate: site {name!r} saw NaN or infinite values. Find out where the float model makes them, "
+            f"or leave the site float: inputs={{{name!r}: None, ...}}."
+        )
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(
+            f"calibrate: site {name!r} saw nothing. Use batches that reach it, "
+            f"or leave it float: inputs={{{name!r}: None, ...}}."
+        )

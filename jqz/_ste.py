@@ -113,6 +113,32 @@ def _straight_through_bwd(slope, g):
 straight_through.defvjp(_straight_through_fwd, _straight_through_bwd)
 
 
+@jax.custom_vjp
+def with_partials(value: jax.Array, inputs: tuple[jax.Array, ...], slopes: tuple[jax.Array, ...]) -> jax.Array:
+    """Returns ``value``; its cotangent reaches each of ``inputs``, times its slope.
+
+    ``value`` and ``slopes`` get no gradient. All have one shape; a slope has its input's dtype.
+
+    >>> x, scale = jnp.float32(1.5), jnp.float32(2.0)
+    >>> [float(g) for g in jax.grad(lambda *inputs: with_partials(x, inputs, (scale, -scale)), (0, 1))(x, scale)]
+    [2.0, -2.0]
+    """
+    del inputs, slopes
+    return value
+
+
+def _with_partials_fwd(value, inputs, slopes):
+    del inputs
+    return value, slopes
+
+
+def _with_partials_bwd(slopes, g):
+    return None, tuple(g.astype(slope.dtype) * slope for slope in slopes), None
+
+
+with_partials.defvjp(_with_partials_fwd, _with_partials_bwd)
+
+
 def round(x: jax.Array, rounding: Callable[[jax.Array], jax.Array] = jnp.round) -> jax.Array:  # noqa: A001
     """Rounds forward, passes the gradient through.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jqz import _paths, _qtensor, _ste
+from jqz._learnable import Learnable, value_and_grid
 from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._scheme import Scheme
@@ -59,16 +60,16 @@ _NO_GRADIENT = (
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _quantize_leaves(leaves, distinct: tuple[Scheme, ...], which: tuple[int, ...], paths: tuple[str, ...], key):
-    """All leaves in one program: XLA runs them back to back, without a dispatch each.
+    """All leaves, each with a grid or None, in one program: XLA runs them back to back, without a dispatch each.
 
     ``which`` indexes the distinct schemes, so that a call hashes each of them once.
     """
     out, finite = [], []
-    for i, (leaf, index, path) in enumerate(zip(leaves, which, paths, strict=True)):
+    for i, ((leaf, grid), index, path) in enumerate(zip(leaves, which, paths, strict=True)):
         scheme = distinct[index]
         with _at("quantize", path, leaf):
             keyed = scheme if key is None else scheme.with_key(jax.random.fold_in(key, i))
-            q = _qtensor.encode(_ste.refuse_gradient(leaf, _NO_GRADIENT), keyed)
+            q = _qtensor.encode(_ste.refuse_gradient(leaf, _NO_GRADIENT), keyed, grid)
         out.append(QTensor(q.payload, q.grid, scheme, q.dtype, q.length))
         finite.append(scheme.finite(leaf, q.codes, q.grid))
     return out, jnp.stack(finite) if finite else jnp.ones(0, bool)
@@ -104,9 +105,10 @@ def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = 
     distinct = {id(d.scheme): d for d in reversed(chosen)}
     for d in distinct.values():
         _check_static("quantize", d)
+    leaves = [value_and_grid("quantize", d.path, d.leaf, d.scheme) for d in decisions]
     order = {scheme: index for index, scheme in enumerate(distinct)}
     coded, finite = _quantize_leaves(
-        [d.leaf for d in chosen],
+        [leaf for leaf, d in zip(leaves, decisions, strict=True) if d.scheme is not None],
         tuple(typing.cast(Scheme, d.scheme) for d in distinct.values()),
         tuple(order[id(d.scheme)] for d in chosen),
         tuple(d.path for d in chosen),
@@ -114,13 +116,15 @@ def quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | None = 
     )
     if not isinstance(finite, Tracer):
         for d, surely in zip(chosen, jax.device_get(finite), strict=True):
-            if not surely and not jnp.all(jnp.isfinite(d.leaf)):
+            if not surely and not all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(d.leaf)):
                 place = repr(d.path) if d.path else "the array"
                 raise ValueError(
                     f"quantize: {place} holds NaN or infinite values. Use jnp.nan_to_num, or map this path to None."
                 )
     coded = iter(coded)
-    return treedef.unflatten([d.leaf if d.scheme is None else next(coded) for d in decisions])
+    return treedef.unflatten(
+        [leaf if d.scheme is None else next(coded) for (leaf, _), d in zip(leaves, decisions, strict=True)]
+    )
 
 
 @jax.jit
@@ -158,14 +162,51 @@ def fake_quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | No
     decisions, treedef = resolve("fake_quantize", policy, params)
     out, index = [], 0
     for d in decisions:
+        leaf, grid = value_and_grid("fake_quantize", d.path, d.leaf, d.scheme)
         if d.scheme is None:
-            out.append(d.leaf)
+            out.append(leaf)
             continue
         _check("fake_quantize", d)
         with _at("fake_quantize", d.path, d.leaf):
             scheme = d.scheme if key is None else d.scheme.with_key(jax.random.fold_in(key, index))
-            out.append(scheme.simulate(jnp.asarray(d.leaf)))
+            out.append(scheme.simulate(jnp.asarray(leaf), grid))
         index += 1
+    return treedef.unflatten(out)
+
+
+def learnable(params: typing.Any, policy: PolicyLike) -> typing.Any:
+    """Puts a grid beside every weight whose scheme learns it, so that gradients and optimizers treat it as a parameter.
+
+    Schemes learn with ``gradient=jqz.gradients.LSQ()`` or ``PACT()``. The result goes where the parameters went:
+    ``fake_quantize``, ``simulated`` and ``quantize`` round each weight on its own grid; law:
+    ``dequantize(quantize(p, policy)) == fake_quantize(p, policy)``. Grids of activations are in the sites that
+    ``calibrate`` returns, and learn likewise.
+
+    Args and errors are those of ``quantize``.
+
+    Returns:
+      The same tree, in which these weights are ``(value, grid)``. Keep scales positive, as with
+      ``optax.keep_params_nonnegative`` on them; a step in proportion to a scale does by itself.
+
+    >>> import jax, jax.numpy as jnp, jqz
+    >>> scheme = jqz.Symmetric(bits=3, range=jqz.ranges.MeanMagnitude(), gradient=jqz.gradients.LSQ())
+    >>> params = jqz.learnable({"w": jnp.array([[0.3, -1.0], [2.0, 0.1]])}, scheme)
+    >>> grads = jax.grad(lambda p: (jqz.fake_quantize(p, scheme)["w"] ** 2).sum())(params)
+    >>> grads["w"].value.shape, grads["w"].grid.scale.shape
+    ((2, 2), (1, 1))
+    """
+    decisions, treedef = resolve("learnable", policy, params)
+    out = []
+    for d in decisions:
+        leaf, grid = value_and_grid("learnable", d.path, d.leaf, d.scheme)
+        if d.scheme is not None and d.scheme.learns and grid is None:
+            _check("learnable", d)
+            _check_static("learnable", d)
+            with _at("learnable", d.path, d.leaf):
+                leaf = Learnable(jnp.asarray(leaf), d.scheme.calibrate(jnp.asarray(leaf)), d.scheme)
+            out.append(leaf)
+        else:
+            out.append(d.leaf)
     return treedef.unflatten(out)
 
 

@@ -47,7 +47,7 @@ def _static(**kwargs: typing.Any) -> typing.Any:
 
 def is_weight(value: Value) -> bool:
     """Whether a value is a weight, or was moved from one."""
-    return isinstance(value, Weight | Coded | Levels)
+    return isinstance(value, Weight | Coded | Levels) and not isinstance(value, Stored)
 
 
 @jax.tree_util.register_dataclass
@@ -89,6 +89,21 @@ class Coded(Lazy):
 
     def decode(self) -> jax.Array:
         return _cast(self.tensor.dequantize(), self.casts)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored(Coded):
+    """A QTensor that the program writes to, such as a key-value cache: no weight, and a QTensor when it is returned."""
+
+    def same(self, other: Value) -> bool:
+        """Whether another value is this tensor at another time."""
+
+        def kind(value: Coded) -> typing.Any:
+            leaves, treedef = jax.tree.flatten(value.tensor)
+            return value.path, value.casts, treedef, [leaf.shape for leaf in leaves]
+
+        return isinstance(other, Coded) and kind(self) == kind(other)
 
 
 @jax.tree_util.register_dataclass
@@ -173,6 +188,12 @@ class Activation(Lazy):
 
     def decode(self) -> jax.Array:
         return decode(self.rounded) if self.original is None else self.original
+
+
+class Pending(Lazy):
+    """A value that is still an expression of others: good until the next loop or branch, which decodes it."""
+
+    path = ""
 
 
 def group_length(scheme: Scheme, axis: int, ndim: int) -> int | None:

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import pytest
 
-pytest.register_assert_rewrite("laws", "studies")
+pytest.register_assert_rewrite("laws", "studies", "observer_laws")
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 

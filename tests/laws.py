@@ -21,7 +21,7 @@ from specimens import forms, inputs, zoo
 from studies import KEY, block_ids, fits, has, levels_of, named, parts, slack, study, work
 
 import jqz
-from jqz import _packing, ranges, rounding, schemes, ste
+from jqz import _packing, gradients, ranges, rounding, schemes, ste
 from jqz._scheme import Chain, Scheme
 
 
@@ -181,7 +181,7 @@ def text_is_constructor(scheme: Scheme, x: np.ndarray) -> None:
     """repr is the constructor call: it evaluates to an equal scheme with an equal hash."""
     del x
     modules = (m for m in vars(schemes).values() if hasattr(m, "__file__"))
-    names = {name: v for space in (ste, rounding, ranges, *modules, jqz) for name, v in vars(space).items()}
+    names = {name: v for space in (ste, rounding, ranges, gradients, *modules, jqz) for name, v in vars(space).items()}
     other = eval(repr(scheme), names)
     assert other == scheme, f"{scheme!r} evaluates to another scheme"
     assert hash(other) == hash(scheme) == hash(copy.deepcopy(scheme))

@@ -2,6 +2,7 @@
 
 import typing
 
+import architectures
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -122,8 +123,8 @@ def _nnx_scan(x) -> Case:
     return Case(forward, _filled(state), x)
 
 
-def _equinox(x) -> Case:
-    net = eqx.filter_eval_shape(lambda: eqx.nn.MLP(6, 4, 16, 2, key=jax.random.key(0)))
+def _equinox(make: typing.Callable, x) -> Case:
+    net = eqx.filter_eval_shape(lambda: make(jax.random.key(0)))
     params, static = eqx.partition(net, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
     return Case(lambda params, x: jax.vmap(eqx.combine(params, static))(x), _filled(params), x)
 
@@ -154,14 +155,37 @@ def _normal(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
 
 
-MODELS: dict[str, typing.Callable[[], Case]] = {
+TOKENS = jnp.array([[3, 1, 19, 0, 7], [2, 2, 11, 5, 18]])
+
+KINDS: dict[str, typing.Callable[[], Case]] = {
     "mlp": lambda: _linen(MLP(), _normal(4, 12)),
     "convolution and batch norm": lambda: _linen(ConvNet(), _normal(2, 12, 12, 3)),
     "attention": lambda: _linen(Attention(), _normal(2, 6, 16)),
-    "embedding and GRU": lambda: _linen(Recurrent(), jnp.array([[3, 1, 19, 0, 7], [2, 2, 11, 5, 18]])),
+    "embedding and GRU": lambda: _linen(Recurrent(), TOKENS),
     "scanned stack": lambda: _linen(Stacked(), _normal(4, 12)),
     "nnx": lambda: _nnx(_normal(2, 6, 6, 3)),
     "nnx scan": lambda: _nnx_scan(_normal(4, 12)),
-    "equinox": lambda: _equinox(_normal(4, 6)),
+    "equinox": lambda: _equinox(lambda key: eqx.nn.MLP(6, 4, 16, 2, key=key), _normal(4, 6)),
     "control flow": lambda: _control(_normal(4, 6)),
 }
+
+#: Published architectures: larger, so with fewer schemes each.
+ARCHITECTURES: dict[str, typing.Callable[[], Case]] = {
+    "LeNet-5": lambda: _linen(architectures.LeNet5(), _normal(2, 12, 12, 1)),
+    "ResNet-20": lambda: _linen(architectures.ResNet20(), _normal(2, 8, 8, 3)),
+    "ResNet-18": lambda: _linen(architectures.ResNet18(), _normal(2, 16, 16, 3)),
+    "MobileNetV1": lambda: _linen(architectures.MobileNetV1(), _normal(2, 8, 8, 3)),
+    "MobileNetV2": lambda: _linen(architectures.MobileNetV2(), _normal(2, 8, 8, 3)),
+    "equinox convolutions": lambda: _equinox(architectures.EquinoxConvNet, _normal(2, 3, 6, 6)),
+    "encoder": lambda: _linen(architectures.Encoder(), TOKENS),
+    "decoder": lambda: _linen(architectures.Decoder(), TOKENS),
+    "LSTM": lambda: _linen(architectures.LSTM(), _normal(2, 4, 6)),
+    "mixture of experts": lambda: _linen(architectures.Experts(), _normal(8, 12)),
+}
+
+MODELS = KINDS | ARCHITECTURES
+
+
+def some(name: str, table: dict[str, typing.Any], one: str) -> dict[str, typing.Any]:
+    """All of a table for a small model, one entry for an architecture."""
+    return table if name in KINDS else {one: table[one]}

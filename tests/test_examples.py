@@ -1,18 +1,24 @@
 """Every example runs as a script, on tiny input."""
 
+import collections
+import io
 import itertools
 import pathlib
+import pickle
 import re
 import runpy
 import sys
+import types
 
 import jax
+import numpy as np
 import pytest
 
 EXAMPLES = {path.name: path for path in (pathlib.Path(__file__).parent.parent / "examples").glob("*.py")}
 
 #: What makes each example small.
 TINY = {
+    "efficientnet.py": "--weights random --size 16 --calibration 4",
     "quickstart.py": "--steps 1 --bits 4",
     "nnx.py": "--size 6 --batch 2",
     "train_power_of_two.py": "--epochs 1 --batch 512",
@@ -21,6 +27,7 @@ TINY = {
 
 def _run(name, arguments, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(str(EXAMPLES[name].parent))  # as Python does for a script
     # optax.adam raises a float to an integer power, which strict promotion refuses
     with jax.numpy_dtype_promotion("standard"):
         runpy.run_path(str(EXAMPLES[name]), run_name="__main__")
@@ -65,3 +72,54 @@ def test_train_power_of_two(monkeypatch, capsys):
     ratios = [b / a for a, b in itertools.pairwise(magnitudes[1:])]
     assert all(abs(ratio - round(ratio)) < 1e-3 and round(ratio).bit_count() == 1 for ratio in ratios)
     assert 0 <= float(re.search(r"integers: ([\d.]+) %", shown)[1]) <= 100
+
+
+def test_efficientnet(monkeypatch, capsys):
+    _run("efficientnet.py", TINY["efficientnet.py"].split(), monkeypatch)
+    shown = capsys.readouterr().out
+    assert "25 of 25 convolutions run in int8" in shown
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    sizes = [int(re.findall(r"[\d,]{4,}", row)[0].replace(",", "")) for row in rows if "%" in row]
+    assert len(sizes) == 2
+    assert sizes[1] < sizes[0] / 2
+
+
+def test_weights_are_read_without_running_code_of_theirs(monkeypatch):
+    """A file in the old format of PyTorch, written here by hand; and one that asks for more than tensors."""
+    monkeypatch.syspath_prepend(str(EXAMPLES["efficientnet.py"].parent))
+    from parts import efficientnet_lite0
+
+    class Tensor:
+        def __init__(self, shape, strides):
+            self.args = (Storage(), 1, shape, strides, False, collections.OrderedDict())
+
+        def __reduce__(self):
+            return sys.modules["torch._utils"]._rebuild_tensor_v2, self.args
+
+    class Storage:
+        pass
+
+    for name, members in (("torch", ("FloatStorage",)), ("torch._utils", ("_rebuild_tensor_v2",))):
+        module = types.ModuleType(name)
+        for member in members:
+            function = types.FunctionType((lambda: None).__code__, {}, member)
+            function.__module__, function.__qualname__ = name, member
+            setattr(module, member, function)
+        monkeypatch.setitem(sys.modules, name, module)
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            kind = sys.modules["torch"].FloatStorage
+            return ("storage", kind, "7", "cpu", 7, None) if isinstance(value, Storage) else None
+
+    def written(described):
+        stream = io.BytesIO()
+        for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, described, ["7"]):
+            Pickler(stream, 2).dump(part)
+        stream.write(np.int64(7).tobytes() + np.arange(7, dtype=np.float32).tobytes())
+        return stream.getvalue()
+
+    read = efficientnet_lite0.tensors(written({"w": Tensor((2, 3), (1, 2))}))
+    assert read["w"].tolist() == [[1, 3, 5], [2, 4, 6]]
+    with pytest.raises(pickle.UnpicklingError, match="refused"):
+        efficientnet_lite0.tensors(written({"w": print}))

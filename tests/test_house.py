@@ -17,19 +17,22 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 #: From the ground up. A room imports from lower floors only. ``x/*`` is every file of a package, x its __init__.
 FLOORS = (
     # 0: what stands on jax alone
-    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers"),
+    ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "_gradients"),
     ("_allocator", "_capabilities", "lowerings/dot"),
     ("lowerings/*",),
     ("lowerings",),
     # 1: the contract, and tools that schemes share
-    ("_scheme", "_levels", "_input_groups", "_requant"),
-    ("_minifloat", "_clustering", "_observer"),
+    ("_scheme", "_levels", "_input_groups"),
+    ("_minifloat", "_clustering", "_observer", "_requant"),
+    ("_histogram",),
     # 2: schemes, and what stores their codes
     ("_qtensor", "schemes/*"),
-    ("schemes", "nnabla"),
+    ("_learnable", "schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values"),
-    ("_interpret",),
+    ("_policy", "_values", "_stacked"),
+    ("_walk",),
+    ("_interpret", "_pending"),
+    ("_prepare",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations"),
     ("_sites",),

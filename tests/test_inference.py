@@ -46,12 +46,12 @@ SCHEMES = {
 def test_the_law_of_weights(name):
     """All schemes in one program; both sides of the law start from the same codes."""
     fn, variables, x = model(name)
+    coded = encoded(variables, models.some(name, SCHEMES, "groups"))
 
     @jax.jit
     def both(coded, x):
         return {s: (jqz.quantized(fn)(q, x), fn(jqz.dequantize(q), x)) for s, q in coded.items()}
 
-    coded = encoded(variables, SCHEMES)
     for s, (got, wanted) in both(coded, x).items():
         assert any(map(is_qtensor, jax.tree.leaves(coded[s], is_leaf=is_qtensor)))
         close(got, wanted, 1e-6, s)
@@ -126,18 +126,19 @@ def agree(got, wanted, step, err_msg):
 @pytest.mark.parametrize("name", models.MODELS)
 def test_the_law_of_training(name):
     fn, variables, x = model(name)
+    policies = models.some(name, POLICIES, "zero points on both sides")
 
     @jax.jit
     def simulated(variables, x):
-        return {p: jqz.simulated(fn, policy)(variables, None, x) for p, policy in POLICIES.items()}
+        return {p: jqz.simulated(fn, policy)(variables, None, x) for p, policy in policies.items()}
 
     @jax.jit
     def quantized(coded, x):
-        return {p: jqz.quantized(fn, inputs=policy)(coded[p], x) for p, policy in POLICIES.items()}
+        return {p: jqz.quantized(fn, inputs=policy)(coded[p], x) for p, policy in policies.items()}
 
-    wanted, got = simulated(variables, x), quantized(encoded(variables, POLICIES), x)
+    wanted, got = simulated(variables, x), quantized(encoded(variables, policies), x)
     exact = jax.jit(fn)(variables, x)
-    for p in POLICIES:
+    for p in policies:
         agree(got[p], wanted[p], 0.5, p)
         with pytest.raises(AssertionError):  # the rounding of the model is far beyond the tolerance
             agree(got[p], exact, 0.5, p)

@@ -9,7 +9,8 @@ import pytest
 
 import jqz
 from jqz import _values
-from jqz._interpret import Walk, interpret, trace
+from jqz._interpret import interpret, trace
+from jqz._walk import Walk
 from jqz.kernels import structure
 
 W = jnp.asarray(np.random.default_rng(0).standard_normal((6, 6)), jnp.float32) / 2

@@ -142,7 +142,7 @@ def test_fit_never_reaches_beyond():
                 product = product * factor
             assert (product <= x).all()
             np.testing.assert_allclose(product, x, rtol=6e-7)
-    for factors in ((448.0,), (448.0, 6.0), (448.0, 127 / 64)):  # compilers take products in another order
+    for factors in ((448.0, 6.0), (448.0, 127 / 64)):  # compilers take products in another order
         for order in itertools.permutations(factors):
             product = _minifloat.fit(jnp.float32(top), *factors)
             for factor in order:

@@ -124,21 +124,6 @@ def test_merging_is_a_monoid():
     assert jqz.merge(a, {}) == a
 
 
-@pytest.mark.parametrize("observer", jqz.observers.CATALOGUE, ids=lambda o: type(o).__name__)
-def test_observers_are_monoids_over_batches(observer):
-    x = jax.random.normal(jax.random.key(0), (6, 5)) - 1
-    whole = observer.update(x)
-    parts = observer.update(x[:2]).merge(observer.update(x[2:]))
-    stepwise = jax.lax.scan(lambda o, row: (o.update(row), None), observer.empty(), x)[0]
-    mapped = functools.reduce(
-        lambda a, b: a.merge(b),
-        [jax.tree.map(lambda leaf, i=i: leaf[i], jax.vmap(observer.update)(x)) for i in range(6)],
-    )
-    for other in (parts, stepwise, mapped, observer.empty().merge(whole), whole.merge(observer.empty())):
-        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(other), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-
 def test_gradients_stop_outside_the_grid():
     def model(params, x):
         return (x @ params["w"]).sum()
@@ -165,6 +150,8 @@ def test_convert_does_it_in_one_call_and_is_a_pytree():
     assert np.linalg.norm(net(case.x) - exact) < 0.03 * np.linalg.norm(exact)
     leaves, treedef = jax.tree.flatten(net)
     np.testing.assert_array_equal(treedef.unflatten(leaves)(case.x), net(case.x))
+    integers = jqz.convert(case.fn, case.variables, [case.x], POLICY, requant=jqz.Gemmlowp())
+    assert 0 < np.linalg.norm(integers(case.x) - net(case.x)) < 0.03 * np.linalg.norm(exact)
 
 
 def test_errors_tell_what_to_do():

@@ -1,5 +1,6 @@
-"""Integer convolution: a coded kernel meets an activation that is coded on the fly."""
+"""Integer convolution: a coded kernel meets an activation that is coded on its way in."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -7,26 +8,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, contracted, exact_in_float32, fits_int32, meet, obstacle, total
-from jqz._interpret import Equation, Rule
+from jqz._activations import Inputs, coder, contracted, exact_in_float32, fits_int32, meet, obstacle, total
+from jqz._pending import Scaled, product
+from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
+from jqz._walk import Equation, Rule
 from jqz.lowerings.convolution import Convolution, convolve
 
 
-def rules(inputs: Inputs) -> dict[str, Rule]:
-    """The rule table for dynamic integer convolutions, given the schemes of the activations."""
+def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
+    """The rule table for integer convolutions, given the schemes of the activations.
+
+    With ``requant``, results on static grids wait to be rescaled by it.
+    """
+    code = coder(requant)
 
     def convolution(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight = as_levels(met.weight) if met.side == 0 else None
+        weight = as_levels(met.against(code)) if met.side == 0 else None
         x = met.rounded(code)
         if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+            return [eqn.on(*met.both_in_float(code))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        return [_convolve(eqn, x, weight).astype(eqn.avals[0].dtype)]
+        result = _convolve(eqn, x, weight, requant is None or not requant.integer)
+        waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
+        return [result if waits else result.decode().astype(eqn.avals[0].dtype)]
 
     return {"conv_general_dilated": convolution}
 
@@ -36,12 +45,11 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
     summed = contracted(eqn, 1)
     if w.varies_along(summed) or eqn.params["batch_group_count"] != 1:
         return False
-    # zeros between dilated pixels would need the zero point, too
-    dilated = x.zero_point is not None and any(d != 1 for d in eqn.params["lhs_dilation"])
-    return not dilated and fits_int32(_terms(w, summed), x, w)
+    return fits_int32(_terms(w, summed), x, w)
 
 
-def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
+def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
+    """The convolution of levels; with ``floats``, in float32 where that is exact and faster."""
     spec = eqn.params["dimension_numbers"]
     summed = contracted(eqn, 1)
     w = w.ungrouped(spec.rhs_spec[:1])
@@ -50,7 +58,7 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
         """Lays the one axis of a grid array along an axis of the result."""
         shape = [1] * w.ndim
         shape[out_axis] = grid.shape[axis]
-        return jnp.moveaxis(grid, axis, 0).reshape(shape)
+        return jax.lax.reshape(grid, shape)  # the other axes have length 1
 
     def of_batch(grid: jax.Array) -> jax.Array:
         return place(grid, spec.lhs_spec[0], spec.out_spec[0])
@@ -58,43 +66,36 @@ def _convolve(eqn: Equation, x: Levels, w: Levels) -> jax.Array:
     def of_channels(grid: jax.Array) -> jax.Array:
         return place(grid, spec.rhs_spec[0], spec.out_spec[1])
 
-    codes, padding = x.levels, eqn.params["padding"]
+    codes, how = x.levels, Convolution.of(eqn.params)
     if x.zero_point is not None:
-        codes, padding = _pad(x, spec, padding), [(0, 0)] * len(padding)
-    acc = _accumulate(eqn, codes, w.levels, padding, exact_in_float32(_terms(w, summed), x, w))
+        none = (1,) * len(how.padding)
+        codes, how = _pad(x, how), dataclasses.replace(how, padding=((0, 0),) * len(none), lhs_dilation=none)
+    exact = floats and exact_in_float32(_terms(w, summed), x, w)
+    acc = convolve(codes, w.levels, how, exact)
     if x.zero_point is not None:
         acc = acc - of_batch(x.zero_point) * of_channels(total(w.levels, summed))
     if w.zero_point is not None:
         # the sum of the window of every output, zero points of the padding included
-        ones = _accumulate(eqn, codes, jnp.ones_like(w.levels), padding, exact_in_float32(_terms(w, summed), x, w))
+        ones = convolve(codes, jnp.ones_like(w.levels), how, exact)
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)
     dtype = np.promote_types(x.scale.dtype, w.scale.dtype)
-    return acc.astype(dtype) * (of_batch(x.scale).astype(dtype) * of_channels(w.scale).astype(dtype))
+    return product(acc, (of_batch(x.scale).astype(dtype), of_channels(w.scale).astype(dtype)), dtype)
 
 
 def _terms(w: Levels, summed: tuple[int, ...]) -> int:
     return math.prod(w.shape[i] for i in summed)
 
 
-def _pad(x: Levels, spec: jax.lax.ConvDimensionNumbers, padding: Sequence[tuple[int, int]]) -> jax.Array:
-    """Pads codes with their zero point, which stands for a real zero."""
+def _pad(x: Levels, how: Convolution) -> jax.Array:
+    """Pads codes, and spreads them for a transposed convolution, with their zero point: it stands for a real zero."""
     assert x.zero_point is not None
-    config = [(0, 0)] * x.ndim
-    for axis, pair in zip(spec.lhs_spec[2:], padding, strict=True):
-        config[axis] = pair
+    config = [(0, 0, 0)] * x.ndim
+    for axis, (low, high), step in zip(how.numbers.lhs_spec[2:], how.padding, how.lhs_dilation, strict=True):
+        config[axis] = low, high, step - 1
     if x.zero_point.size == 1:
-        zero = x.zero_point.reshape(()).astype(x.levels.dtype)
-        return jax.lax.pad(x.levels, zero, [(low, high, 0) for low, high in config])
+        return jax.lax.pad(x.levels, x.zero_point.reshape(()).astype(x.levels.dtype), config)
     shifted = x.levels.astype(jnp.int32) - x.zero_point
     # cropping (negative padding) and padding in one; zero is real zero once the zero point is taken off
-    padded = jax.lax.pad(shifted, jnp.int32(0), [(low, high, 0) for low, high in config])
-    return (padded + x.zero_point).astype(x.levels.dtype)
-
-
-def _accumulate(
-    eqn: Equation, codes: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]], exact: bool
-) -> jax.Array:
-    """int8 x int8 -> int32; ``exact`` says that float32 would hold every sum."""
-    return convolve(codes, kernel, Convolution.of(eqn.params, padding), exact)
+    return (jax.lax.pad(shifted, jnp.int32(0), config) + x.zero_point).astype(x.levels.dtype)

@@ -1,4 +1,4 @@
-"""Integer dot_general: a coded weight meets an activation that is coded on the fly."""
+"""Integer dot_general: a coded weight meets an activation that is coded on its way in."""
 
 import dataclasses
 import math
@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, code, fits_int32, meet, obstacle, total
-from jqz._interpret import Equation, Rule
-from jqz._values import Levels, Value, as_levels
+from jqz._activations import Inputs, coder, fits_int32, meet, obstacle, total
+from jqz._pending import Scaled, product
+from jqz._requant import Requant
+from jqz._values import Levels, Value, as_levels, decode
+from jqz._walk import Equation, Rule
 from jqz.lowerings.dot import dot as lowered_dot
 
 Axes = tuple[int, ...]
@@ -32,28 +34,33 @@ class Dims:
         return self.contract, self.batch
 
 
-def rules(inputs: Inputs) -> dict[str, Rule]:
-    """The rule table for dynamic integer dots, given the schemes of the activations."""
+def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
+    """The rule table for integer dots, given the schemes of the activations.
+
+    With ``requant``, results on static grids wait to be rescaled by it.
+    """
+    code = coder(requant)
 
     def dot(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands, inputs)
         if met is None or met.scheme is None:
             return None
-        weight, x = as_levels(met.weight), met.rounded(code)
+        weight, x = as_levels(met.against(code)), met.rounded(code)
         result = None
         if weight is not None and x is not None:
             (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
             result = dot_levels(*met.ordered(x, weight), Dims((tuple(lc), tuple(rc)), (tuple(lb), tuple(rb))))
         if result is None:  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
-            return [eqn.on(*met.ordered(met.in_float(), met.weight))]
+            return [eqn.on(*met.both_in_float(code))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        return [result.astype(eqn.avals[0].dtype)]
+        waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
+        return [result if isinstance(result, Scaled) and waits else decode(result).astype(eqn.avals[0].dtype)]
 
     return {"dot_general": dot}
 
 
-def dot_levels(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | None:
+def dot_levels(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | Scaled | None:
     """The float dot of two coded operands by integer arithmetic, or None where their grids do not allow it.
 
     sum((a - za) sa (b - zb) sb) = sa sb (sum(a b) - za sum(b) - zb sum(a) + n za zb), where scales and zero
@@ -82,7 +89,7 @@ def dot_levels(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | None:
         contract.append(tuple(i + (i >= axis) for i in dims.contract[side]))
         batch.append((axis, *(i + (i > axis) for i in dims.batch[side])))
     grouped = _ungrouped_dot(lhs, rhs, Dims((contract[0], contract[1]), (batch[0], batch[1])))
-    return None if grouped is None else jnp.sum(grouped, axis=0)
+    return None if grouped is None else jnp.sum(grouped.decode(), axis=0)
 
 
 def _split(v: Levels, axis: int, groups: int) -> Levels:
@@ -96,7 +103,7 @@ def _split(v: Levels, axis: int, groups: int) -> Levels:
     return dataclasses.replace(v, levels=levels, scale=grid(v.scale), zero_point=zero_point)
 
 
-def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | None:
+def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> Scaled | None:
     ranks = lhs.ndim, rhs.ndim
     terms = math.prod(lhs.shape[i] for i in dims.contract[0])
     if not fits_int32(terms, lhs, rhs):
@@ -123,7 +130,7 @@ def _ungrouped_dot(lhs: Levels, rhs: Levels, dims: Dims) -> jax.Array | None:
     if za is not None and zb is not None:
         acc = acc + terms * place(za, 0) * place(zb, 1)
     dtype = np.promote_types(lhs.scale.dtype, rhs.scale.dtype)
-    return acc.astype(dtype) * (place(lhs.scale, 0).astype(dtype) * place(rhs.scale, 1).astype(dtype))
+    return product(acc, (place(lhs.scale, 0).astype(dtype), place(rhs.scale, 1).astype(dtype)), dtype)
 
 
 def _accumulate(lhs: jax.Array, rhs: jax.Array, dims: Dims) -> jax.Array:

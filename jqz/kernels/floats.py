@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jqz._interpret import Equation, Rule
+from jqz._walk import Equation, Rule
 from jqz.lowerings.convolution import Convolution, convolve
 from jqz.lowerings.pooling import Windows, max_pool, sum_pool
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jqz._interpret import Equation, Rule
 from jqz._values import Coded, Value, group_length
+from jqz._walk import Equation, Rule
 
 
 def _gather(eqn: Equation, table: Value, indices: Value) -> Sequence[Value] | None:

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._interpret import Equation, Rule
 from jqz._values import Coded, Lazy, Levels, Value, as_levels
+from jqz._walk import Equation, Rule
 from jqz.lowerings import row
 
 #: Weights of fewer values are decoded: they stay in the cache.

@@ -11,22 +11,29 @@ import jax.numpy as jnp
 
 from jqz import _ste
 from jqz._activations import Inputs, meet
-from jqz._interpret import Equation, Rule
+from jqz._scheme import Grid, Scheme
 from jqz._values import Value, decode
+from jqz._walk import Equation, Rule
 
 
 def rules(inputs: Inputs) -> dict[str, Rule]:
     """The rule table: round what meets a weight, by the scheme that ``inputs`` gives for the weight's path."""
 
     def product(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-        met = meet(eqn, operands, inputs)
+        met = meet(eqn, operands[:2], inputs)
         if met is None:
             return None
-        x = decode(met.x) if met.scheme is None else met.rounded(lambda x, scheme, grid: scheme.simulate(x, grid))
-        pair = met.ordered(x, decode(met.weight))
-        return [_convolve(eqn, *pair) if eqn.primitive == "conv_general_dilated" else eqn.on(*pair)]
+        x = decode(met.x) if met.scheme is None else met.rounded(_simulate)
+        pair = met.ordered(x, decode(met.against(_simulate)))
+        if eqn.primitive == "conv_general_dilated":
+            return [_convolve(eqn, *pair)]
+        return [eqn.on(*pair, *operands[2:])]
 
-    return {"dot_general": product, "conv_general_dilated": product}
+    return dict.fromkeys(("dot_general", "ragged_dot_general", "conv_general_dilated"), product)
+
+
+def _simulate(x: Value, scheme: Scheme, grid: Grid) -> jax.Array:
+    return scheme.simulate(decode(x), grid)
 
 
 # --- convolutions whose gradients XLA's CPU backend runs well ---------------------------------------------------------

@@ -12,22 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._interpret import Equation, Rule
-from jqz._values import Coded, Lazy, Levels, Value, Weight, as_levels, is_weight
+from jqz._values import Coded, Lazy, Levels, Value, Weight, as_levels, decode, is_weight
+from jqz._walk import Equation, Rule
 
 Move = Callable[[jax.Array], jax.Array]
 
 
 def _move(value: Lazy, move: Move, grid_move: Callable[[Levels], Move | None]) -> list[Value] | None:
     """Moves levels, and their grid as ``grid_move`` says; None, or no levels at all, moves decoded values."""
-    if not is_weight(value):
+    if not isinstance(value, Weight | Coded | Levels):
         return None
     coded = as_levels(value)
     grid = None if coded is None else grid_move(coded)
     if coded is None or grid is None:
-        return [Weight(move(value.decode()), value.path)]
-    zero_point = None if coded.zero_point is None else grid(coded.zero_point)
-    return [dataclasses.replace(coded, levels=move(coded.levels), scale=grid(coded.scale), zero_point=zero_point)]
+        moved: Lazy = Weight(move(value.decode()), value.path)
+    else:
+        zero_point = None if coded.zero_point is None else grid(coded.zero_point)
+        moved = dataclasses.replace(coded, levels=move(coded.levels), scale=grid(coded.scale), zero_point=zero_point)
+    return [moved if is_weight(value) else decode(moved)]  # what is read of a cache is no weight
 
 
 def _convert(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
@@ -41,6 +43,11 @@ def _convert(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
 
 def _pass(eqn: Equation, value: Lazy) -> Sequence[Value]:
     return [Weight(eqn.on(value), value.path) if isinstance(value, Weight) else value]
+
+
+def _each(eqn: Equation, value: Lazy) -> Sequence[Value]:
+    """Says something of the array that holds for codes and grid alike, such as that it differs between devices."""
+    return [jax.tree.map(lambda leaf: eqn.bind(leaf)[0], value)]
 
 
 def _barrier(eqn: Equation, *values: Value) -> Sequence[Value]:
@@ -201,6 +208,7 @@ RULES: dict[str, Rule] = {
     "copy_p": _pass,
     "sharding_constraint": _pass,
     "stop_gradient": _pass,
+    "pvary": _each,
     "optimization_barrier": _barrier,
     "transpose": _transpose,
     "squeeze": _squeeze,

@@ -3,23 +3,24 @@
 from collections.abc import Callable, Sequence
 
 from jqz._activations import Inputs, meet
-from jqz._interpret import Equation, Rule, Stacked
 from jqz._observer import Observer
 from jqz._sites import Seen
+from jqz._stacked import Stacked
 from jqz._values import Value, decode
+from jqz._walk import Equation, Rule
 
 
 def rules(inputs: Inputs, observer: Callable[[str], Observer]) -> dict[str, Rule]:
     """The rule table: ``observer(path)`` starts a statistic for each weight that ``inputs`` gives a scheme."""
 
     def product(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-        met = meet(eqn, operands, inputs)
+        met = meet(eqn, operands[:2], inputs)
         if met is None:
             return None
-        x = decode(met.x)
-        if met.scheme is not None:
-            seen = Seen(observer(met.weight.path).update(x), x.ndim)
-            eqn.walk.records[met.name] = Stacked(seen)
-        return [eqn.on(*met.ordered(x, met.weight))]
+        for one in (met, met.other):
+            if one is not None and one.scheme is not None:
+                x = decode(one.x)
+                eqn.walk.records[one.name] = Stacked(Seen(observer(one.name.split("#")[0]).update(x), x.ndim))
+        return [eqn.on(*operands)]
 
-    return {"dot_general": product, "conv_general_dilated": product}
+    return dict.fromkeys(("dot_general", "ragged_dot_general", "conv_general_dilated"), product)

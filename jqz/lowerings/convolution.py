@@ -51,11 +51,11 @@ class Convolution:
     precision: typing.Any = None
 
     @classmethod
-    def of(cls, params: Mapping[str, typing.Any], padding: Sequence[tuple[int, int]] | None = None) -> "Convolution":
-        """From the parameters of an equation; ``padding``, if given, replaces theirs."""
+    def of(cls, params: Mapping[str, typing.Any]) -> "Convolution":
+        """From the parameters of an equation."""
         return cls(
             tuple(params["window_strides"]),
-            tuple(params["padding"] if padding is None else padding),
+            tuple(params["padding"]),
             tuple(params["lhs_dilation"]),
             tuple(params["rhs_dilation"]),
             params["dimension_numbers"],

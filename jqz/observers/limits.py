@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._observer import Observer
+from jqz._observer import Observer, extremes, higher, lower
 from jqz._scheme import Scheme
 
 
@@ -23,13 +23,13 @@ class AbsMax(Observer):
     2.0
     """
 
-    high: typing.Any = dataclasses.field(default_factory=lambda: np.float32(0))
+    high: typing.Any = dataclasses.field(default_factory=lambda: np.float32(-np.inf))
 
     def update(self, x: jax.Array) -> typing.Self:
-        return type(self)(jnp.maximum(self.high, jnp.max(jnp.abs(x)).astype(jnp.float32)))
+        return type(self)(higher(self.high, extremes(jnp.abs(x))[1]))
 
     def merge(self, other: typing.Any) -> typing.Self:
-        return type(self)(jnp.maximum(self.high, other.high))
+        return type(self)(higher(self.high, other.high))
 
     def limits(self, scheme: Scheme) -> tuple[jax.Array, jax.Array]:
         return -self.high, self.high
@@ -39,7 +39,7 @@ class AbsMax(Observer):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MinMax(Observer):
-    """The smallest and the largest value.
+    """The smallest and the largest value: nothing seen in calibration clips. The default; best at 8 bits.
 
     >>> import jax.numpy as jnp, jqz
     >>> seen = jqz.observers.MinMax().update(jnp.array([-2.0, 1.0])).update(jnp.array([4.0]))
@@ -51,11 +51,11 @@ class MinMax(Observer):
     high: typing.Any = dataclasses.field(default_factory=lambda: np.float32(-np.inf))
 
     def update(self, x: jax.Array) -> typing.Self:
-        low, high = jnp.min(x).astype(jnp.float32), jnp.max(x).astype(jnp.float32)
-        return type(self)(jnp.minimum(self.low, low), jnp.maximum(self.high, high))
+        low, high = extremes(x)
+        return type(self)(lower(self.low, low), higher(self.high, high))
 
     def merge(self, other: typing.Any) -> typing.Self:
-        return type(self)(jnp.minimum(self.low, other.low), jnp.maximum(self.high, other.high))
+        return type(self)(lower(self.low, other.low), higher(self.high, other.high))
 
     def limits(self, scheme: Scheme) -> tuple[jax.Array, jax.Array]:
         return self.low, self.high

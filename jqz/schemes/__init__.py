@@ -10,7 +10,7 @@ from jqz._ranges import MSE, OCTAV, AbsMax, Percentile
 from jqz._rounding import Floor, HalfEven
 from jqz._scheme import Scheme
 from jqz.schemes.additive_power_of_two import AdditivePowerOfTwo
-from jqz.schemes.asymmetric import Asymmetric, Minimum, Paper, Standard, ZeroPoint
+from jqz.schemes.asymmetric import Asymmetric, FromZero, Minimum, Offset, Paper, Standard, ZeroPoint
 from jqz.schemes.binary import Binary, MeanScale, Scaled, ThroughMean, UnitScale
 from jqz.schemes.block_float import (
     BlockFloat,
@@ -60,6 +60,8 @@ CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
         Asymmetric(bits=3, granularity=PerAxis(-1), anchor=Minimum(), levels=Paper()),
         Asymmetric(bits=2, granularity=PerBlock((4, 3)), anchor=Minimum()),
         Asymmetric(bits=1),
+        Asymmetric(bits=4, anchor=Offset(), range=OCTAV()),
+        Asymmetric(bits=4, granularity=PerAxis(-1), anchor=FromZero()),
         Asymmetric(bits=16, rounding=Floor()),
     ),
     FixedPoint: (
@@ -152,6 +154,7 @@ __all__ = [
     "Float",
     "Float16",
     "FloorExponent",
+    "FromZero",
     "Full",
     "Geometric",
     "GivenLevels",
@@ -167,6 +170,7 @@ __all__ = [
     "Narrow",
     "NonNegative",
     "NormalFloat",
+    "Offset",
     "Paper",
     "PowerOfTwo",
     "RangeScale",

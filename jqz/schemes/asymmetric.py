@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _scheme
+from jqz._gradients import Fixed, GridGradient, Line
 from jqz._granularity import Granularity, PerTensor
 from jqz._ranges import AbsMax, MinMax, Range
 from jqz._rounding import HalfEven, Rounding
-from jqz._scheme import Affine, Grid, Scheme, power
+from jqz._scheme import Affine, Grid, ScaleGrid, Scheme, power
 
 
 class Levels(abc.ABC):
@@ -62,12 +63,23 @@ class Anchor(abc.ABC):
     def decode(self, codes: jax.Array, grid: Grid, extent: Extent) -> jax.Array:
         """Values of codes that have the grid's dtype."""
 
+    def zero_point(self, grid: Grid, extent: Extent) -> jax.Array | None:
+        """The int32 code of zero in the scale's shape, or None where zero is no level."""
+        return None
+
 
 class ZeroPointGrid(typing.NamedTuple):
     """x ~ scale * (code - zero_point)."""
 
     scale: jax.Array
     zero_point: jax.Array
+
+
+class OffsetGrid(typing.NamedTuple):
+    """x ~ scale * (code - zero_point), zero_point = the nearest integer to lowest code - offset / scale."""
+
+    scale: jax.Array
+    offset: jax.Array
 
 
 class MinimumGrid(typing.NamedTuple):
@@ -102,6 +114,60 @@ class ZeroPoint(Anchor):
 
     def decode(self, codes: jax.Array, grid: ZeroPointGrid, extent: Extent) -> jax.Array:
         return (codes - grid.zero_point.astype(codes.dtype)) * grid.scale
+
+    def zero_point(self, grid: ZeroPointGrid, extent: Extent) -> jax.Array:
+        return grid.zero_point
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Offset(Anchor):
+    """Zero, as ``ZeroPoint``, whose integer follows from a real offset, near the lowest value: for learned grids.
+
+    An integer has no gradient; the offset has, and integer kernels still get a zero point.
+    """
+
+    def _rounded(self, grid: OffsetGrid, extent: Extent) -> ZeroPointGrid:
+        return ZeroPointGrid(grid.scale, self.zero_point(grid, extent))
+
+    def grid(self, low: jax.Array, high: jax.Array, extent: Extent) -> OffsetGrid:
+        scale, zero_point = ZeroPoint().grid(low, high, extent)
+        return OffsetGrid(scale, (extent.bottom - zero_point.astype(scale.dtype)) * scale)
+
+    def encode(self, x: jax.Array, grid: OffsetGrid, extent: Extent, rounding: Rounding) -> jax.Array:
+        return ZeroPoint().encode(x, self._rounded(grid, extent), extent, rounding)
+
+    def decode(self, codes: jax.Array, grid: OffsetGrid, extent: Extent) -> jax.Array:
+        return ZeroPoint().decode(codes, self._rounded(grid, extent), extent)
+
+    def zero_point(self, grid: OffsetGrid, extent: Extent) -> jax.Array:
+        below = jnp.round(_scheme.quotient(grid.offset, grid.scale))
+        return jnp.clip(extent.bottom - below, extent.bottom, extent.bottom + extent.steps).astype(jnp.int32)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class FromZero(Anchor):
+    """Zero, as the lowest code: x ~ scale * (code - lowest code), for values after relu; the lower end is ignored.
+
+    The grid is a scale alone, as LSQ and PACT learn it.
+    """
+
+    def _counted(self, grid: ScaleGrid, extent: Extent) -> ZeroPointGrid:
+        return ZeroPointGrid(grid.scale, self.zero_point(grid, extent))
+
+    def grid(self, low: jax.Array, high: jax.Array, extent: Extent) -> ScaleGrid:
+        high = jnp.where(jnp.isfinite(low), jnp.maximum(high, 0), low)
+        return ScaleGrid(ZeroPoint().grid(jnp.zeros_like(high), high, extent).scale)
+
+    def encode(self, x: jax.Array, grid: ScaleGrid, extent: Extent, rounding: Rounding) -> jax.Array:
+        return ZeroPoint().encode(x, self._counted(grid, extent), extent, rounding)
+
+    def decode(self, codes: jax.Array, grid: ScaleGrid, extent: Extent) -> jax.Array:
+        return ZeroPoint().decode(codes, self._counted(grid, extent), extent)
+
+    def zero_point(self, grid: ScaleGrid, extent: Extent) -> jax.Array:
+        return jnp.full(grid.scale.shape, extent.bottom, jnp.int32)
 
 
 @typing.final
@@ -154,11 +220,13 @@ class Asymmetric(Scheme):
       granularity: which values share a scale and a zero point.
       range: what to cover: ``MinMax``, ``Percentile``, ``MSE``, ``OCTAV``, ``Given``.
       rounding: ``HalfEven``, ``HalfAway``, ``Floor``, ``Stochastic``. The zero point goes to the nearest integer.
-      anchor: ``ZeroPoint`` (the default) or ``Minimum``: levels count from the range's low end, zero is not exact.
+      anchor: ``ZeroPoint`` (the default), ``Offset`` (the same, to be learned), ``FromZero`` (zero is the lowest
+        code), or ``Minimum``: levels count from the range's low end, zero is not exact.
       levels: ``Standard`` (2**bits - 1 steps, the default) or ``Paper`` (2**(bits-1) steps).
+      gradient: of the grid, in training on given grids: ``Fixed`` (none, the default), ``LSQ``, ``PACT``.
 
     Raises:
-      ValueError: bits outside 1 to 16.
+      ValueError: bits outside 1 to 16, or a gradient for the integer of a ``ZeroPoint``.
 
     >>> import jax.numpy as jnp, jqz
     >>> q = jqz.quantize(jnp.array([-0.5, 0.0, 1.0, 2.5]), jqz.Asymmetric(bits=2))
@@ -174,9 +242,15 @@ class Asymmetric(Scheme):
     rounding: Rounding = HalfEven()
     anchor: Anchor = ZeroPoint()
     levels: Levels = Standard()
+    gradient: GridGradient = Fixed()
 
     def __post_init__(self) -> None:
         _scheme.check_bits("Asymmetric", self.bits, 1, 16)
+        if self.learns and isinstance(self.anchor, ZeroPoint):
+            raise ValueError(
+                f"Asymmetric: got gradient={self.gradient!r} with anchor=ZeroPoint(), an integer that has no gradient. "
+                "Use anchor=jqz.schemes.Offset(), or jqz.schemes.FromZero() after relu."
+            )
 
     @property
     def code_dtype(self) -> typing.Any:
@@ -219,16 +293,37 @@ class Asymmetric(Scheme):
         return self.anchor.decode(codes, self._expand(grid, codes.shape), self._extent(codes.dtype))
 
     def affine(self, grid: Grid) -> Affine | None:
-        if isinstance(self.bits, jax.Array) or self.bits > 8 or not isinstance(grid, ZeroPointGrid):
+        if isinstance(self.bits, jax.Array) or self.bits > 8:
             return None
-        return Affine(grid.scale, grid.zero_point, lambda codes: codes, power(self.bits - 1))
+        extent = self._extent(grid.scale.dtype)
+        zero_point = self.anchor.zero_point(grid, extent)
+        if zero_point is None:
+            return None
+        ends = (extent.bottom, extent.bottom + extent.steps) if self.rounding.nearest else None
+        return Affine(grid.scale, zero_point, lambda codes: codes, power(self.bits - 1), ends)
 
     @property
     def clips(self) -> bool:  # type: ignore[override]
-        return not isinstance(self.range, MinMax | AbsMax)
+        return not isinstance(self.range, MinMax | AbsMax) or isinstance(self.anchor, FromZero)
 
-    def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
+    def _ends(self, grid: Grid, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """The lowest and the highest level."""
         extent = self._extent(grid.scale.dtype)
         ends = [jnp.full_like(grid.scale, extent.bottom), jnp.full_like(grid.scale, extent.bottom + extent.steps)]
-        low, high = (self.granularity.expand(self.anchor.decode(end, grid, extent), x.shape) for end in ends)
+        low, high = (self.granularity.expand(self.anchor.decode(end, grid, extent), shape) for end in ends)
+        return low, high
+
+    def slope(self, x: jax.Array, grid: Grid) -> jax.Array | None:
+        low, high = self._ends(grid, x.shape)
         return ((x >= low) & (x <= high)).astype(x.dtype)
+
+    @property
+    def learns(self) -> bool:
+        return not isinstance(self.gradient, Fixed)
+
+    def partials(self, x: jax.Array, value: jax.Array, grid: Grid) -> tuple[jax.Array, Grid]:
+        low, high = self._ends(grid, x.shape)
+        scale = self.granularity.expand(grid.scale, x.shape)
+        line = Line(scale, low, high, low, self._extent(x.dtype).steps)
+        of_x, *of_grid = self.gradient.partials(x, value, line, grid.scale.size)
+        return of_x, type(grid)(*of_grid[: len(grid)])

@@ -156,8 +156,11 @@ class FixedPoint(Scheme):
             return None
         if isinstance(self.sign, Unsigned) and self.bits == 8:  # levels are int8
             shift = jnp.full(grid.scale.shape, -128, jnp.int32)
-            return Affine(grid.scale, shift, lambda codes: (codes.astype(jnp.int16) - 128).astype(jnp.int8), 128)
-        return Affine(grid.scale, None, lambda codes: codes.astype(jnp.int8), self.sign.bounds(self.bits)[1])
+            ends = (-128, 127) if self.rounding.nearest else None
+            return Affine(grid.scale, shift, lambda codes: (codes.astype(jnp.int16) - 128).astype(jnp.int8), 128, ends)
+        low, high = self.sign.bounds(self.bits)
+        ends = (low, high) if self.rounding.nearest else None
+        return Affine(grid.scale, None, lambda codes: codes.astype(jnp.int8), high, ends)
 
     @property
     def clips(self) -> bool:  # type: ignore[override]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _scheme
+from jqz._gradients import Fixed, GridGradient, Line
 from jqz._granularity import Granularity, PerTensor
 from jqz._ranges import AbsMax, MinMax, Range
 from jqz._rounding import HalfEven, Rounding
@@ -59,6 +60,7 @@ class Symmetric(Scheme):
       range: what magnitude to cover: ``AbsMax``, ``Percentile``, ``MSE``, ``OCTAV``, ``Given``.
       rounding: ``HalfEven``, ``HalfAway``, ``Floor``, ``Stochastic``.
       codes: ``Narrow`` (2**bits - 1 levels, the default) or ``Full`` (2**bits).
+      gradient: of the scale, in training on given grids: ``Fixed`` (none, the default), ``LSQ``, ``PACT``.
 
     Raises:
       ValueError: bits outside 2 to 16.
@@ -76,6 +78,7 @@ class Symmetric(Scheme):
     range: Range = AbsMax()
     rounding: Rounding = HalfEven()
     codes: Codes = Narrow()
+    gradient: GridGradient = Fixed()
     linear = True
 
     def __post_init__(self) -> None:
@@ -118,7 +121,8 @@ class Symmetric(Scheme):
     def affine(self, grid: ScaleGrid) -> Affine | None:
         if isinstance(self.bits, jax.Array) or self.bits > 8:
             return None
-        return Affine(grid.scale, None, lambda codes: codes, -self.codes.bounds(self.bits)[0])
+        low, high = self.codes.bounds(self.bits)
+        return Affine(grid.scale, None, lambda codes: codes, -low, (low, high) if self.rounding.nearest else None)
 
     @property
     def clips(self) -> bool:  # type: ignore[override]
@@ -128,6 +132,17 @@ class Symmetric(Scheme):
         scale = self.granularity.expand(grid.scale, x.shape)
         low, high = self.codes.bounds(self.bits)
         return ((x >= low * scale) & (x <= high * scale)).astype(x.dtype)
+
+    @property
+    def learns(self) -> bool:
+        return not isinstance(self.gradient, Fixed)
+
+    def partials(self, x: jax.Array, value: jax.Array, grid: ScaleGrid) -> tuple[jax.Array, ScaleGrid]:
+        scale = self.granularity.expand(grid.scale, x.shape)
+        low, high = self.codes.bounds(self.bits)
+        line = Line(scale, low * scale, high * scale, jnp.zeros_like(scale), high)
+        of_x, of_scale, _ = self.gradient.partials(x, value, line, grid.scale.size)
+        return of_x, ScaleGrid(of_scale)
 
 
 def _step(magnitude: jax.Array, high: typing.Any) -> jax.Array:

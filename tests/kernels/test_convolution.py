@@ -110,7 +110,9 @@ def test_every_convolution(case, weight_kind, input_kind, per_channel, per_image
             x, w, strides, padding, lhs_dilation, rhs_dilation, layout, feature_group_count=groups
         )
 
-    got = jax.jit(jqz.quantized(fn, inputs=input_scheme))(q, jnp.asarray(x, jnp.float32))
+    x = jnp.asarray(x, jnp.float32)
+    assert [p.how for p in jqz.audit(fn, inputs=input_scheme)(q, x).products] == ["int8"]
+    got = jax.jit(jqz.quantized(fn, inputs=input_scheme))(q, x)
     np.testing.assert_allclose(got, wanted.transpose(moved(first[2], out)), rtol=1e-6, atol=0)
 
 
@@ -180,7 +182,8 @@ def test_zeros_between_pixels_are_real_zeros():
 
     q = jqz.quantize(w, Symmetric(bits=8))
     for inputs in (Asymmetric(bits=8), Symmetric(bits=8)):
-        got, _ = programs(fn, q, x, inputs)
+        got, types = programs(fn, q, x, inputs)
+        assert "int32" in types
         np.testing.assert_allclose(got, fn(q.dequantize(), inputs.simulate(x)), rtol=1e-5, atol=1e-2)
 
 

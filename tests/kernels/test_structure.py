@@ -12,7 +12,8 @@ import pytest
 
 import jqz
 from jqz import _values
-from jqz._interpret import Walk, interpret, trace
+from jqz._interpret import interpret, trace
+from jqz._walk import Walk
 from jqz.kernels import structure
 
 few = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)

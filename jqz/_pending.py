@@ -1,0 +1,263 @@
+"""Integer results whose rescaling waits until it is known what they are rounded to.
+
+An integer product is an int32 accumulator times real scales. Adding a bias, subtracting a mean or multiplying by
+a normalization only changes the scales and an offset, relu and clip only set bounds, and whatever moves values
+moves their codes as well. So all of these wait, and the next product that reads the value rescales once, by
+a rule of ``jqz.requant``. Whoever needs numbers gets them, in float32, once.
+"""
+
+import abc
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jqz._requant import Pair, Requant, shift_half_away
+from jqz._scheme import quotient
+from jqz._values import Activation, Levels, Pending, Value
+
+#: Fraction bits of the fixed-point numbers in which integers with different scales are added.
+FRACTION = 16
+#: No fixed-point number is larger, so that a handful of them can be added in int32.
+LIMIT = 2**28
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The grid that a value is rounded to; arrays are scalars."""
+
+    rule: Requant
+    scale: jax.Array
+    zero_point: jax.Array
+    low: jax.Array
+    high: jax.Array
+
+    def of_real(self, x: jax.Array) -> jax.Array:
+        """int8 codes of real numbers."""
+        return _of_real(self.rule, x, self.scale, self.zero_point, self.low, self.high)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # traced once for a shape
+def _of_real(rule: Requant, x: jax.Array, scale: jax.Array, *bounds: jax.Array) -> jax.Array:
+    return rule.of_real(quotient(x, scale), *bounds)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Waiting(Pending, abc.ABC):
+    """A value as an expression of integers; ``aval`` has its shape and dtype."""
+
+    aval: typing.Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.aval.shape
+
+    @property
+    def dtype(self) -> typing.Any:
+        return self.aval.dtype
+
+    @functools.cached_property
+    @abc.abstractmethod
+    def real(self) -> jax.Array:
+        """The value in float32."""
+
+    @abc.abstractmethod
+    def codes(self, target: Target) -> jax.Array:
+        """int8 codes of the value."""
+
+    @abc.abstractmethod
+    def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
+        """The value in multiples of ``unit``, a scalar: int32, at most ``LIMIT``."""
+
+    def rounded(self, target: Target) -> jax.Array:
+        """Codes by way of the real value, or in fixed point where the rule is for integers only."""
+        if not target.rule.integer:
+            return target.of_real(self.real)
+        levels = shift_half_away(self.fixed(target.rule, target.scale * 2.0**-FRACTION), jnp.int32(FRACTION))
+        return jnp.clip(levels + target.zero_point, target.low, target.high).astype(jnp.int8)
+
+    def decode(self) -> jax.Array:
+        return self.real.astype(self.dtype)
+
+    @property
+    def known(self) -> bool:
+        """Whether its numbers have been asked for."""
+        return "real" in self.__dict__
+
+
+class Part(typing.NamedTuple):
+    """Integers, or a value that waits, times two scales that broadcast to them."""
+
+    integers: jax.Array | Waiting
+    scales: Pair
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scaled(Waiting):
+    """The sum of its parts and of an offset, which broadcasts to the shape."""
+
+    parts: tuple[Part, ...]
+    offset: jax.Array | None = None
+
+    @functools.cached_property
+    def real(self) -> jax.Array:
+        total = None
+        for integers, scales in self.parts:
+            numbers = integers.real if isinstance(integers, Waiting) else integers.astype(scales[0].dtype)
+            term = numbers * (scales[0] * scales[1])
+            total = term if total is None else total + term
+        assert total is not None
+        return total if self.offset is None else total + self.offset
+
+    def codes(self, target: Target) -> jax.Array:
+        (integers, scales), *more = self.parts
+        bounds = target.zero_point, target.low, target.high
+        if not more and not isinstance(integers, Waiting):
+            return target.rule(integers, scales, target.scale, *bounds, offset=self.offset)
+        if target.rule.integer or self.known:
+            return self.rounded(target)
+        # in units of the result, so that every part is multiplied once
+        parts = tuple(
+            Part(i, (quotient(first * second, target.scale), jnp.ones_like(second)))
+            for i, (first, second) in self.parts
+        )
+        offset = None if self.offset is None else quotient(self.offset, target.scale)
+        return target.rule.of_real(Scaled(self.aval, parts, offset).real, *bounds)
+
+    def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
+        total = _multiples(self.offset, unit) if self.offset is not None else jnp.int32(0)
+        for integers, (first, second) in self.parts:
+            if not isinstance(integers, Waiting):
+                term = rule.scaled(integers, (first, second), unit)
+            elif first.size == second.size == 1:
+                scale = (first * second).reshape(())
+                term = integers.fixed(rule, unit / jnp.abs(scale)) * jnp.sign(scale).astype(jnp.int32)
+            else:  # another scale for every channel, of what has been bounded or summed already
+                term = _multiples(integers.real * (first * second), unit)
+            total = total + jnp.clip(term, -LIMIT, LIMIT)
+        return jnp.clip(total, -LIMIT, LIMIT)
+
+    def times(self, factor: jax.Array) -> "Scaled":
+        """The value times real numbers that broadcast to it."""
+        parts = tuple(Part(i, (first, second * factor)) for i, (first, second) in self.parts)
+        return dataclasses.replace(self, parts=parts, offset=None if self.offset is None else self.offset * factor)
+
+    def plus(self, offset: jax.Array | None, parts: tuple[Part, ...] = ()) -> "Scaled":
+        """The value and these."""
+        if offset is not None and self.offset is not None:
+            offset = self.offset + offset
+        both = (*self.parts, *parts)
+        return dataclasses.replace(self, parts=both, offset=self.offset if offset is None else offset)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bounded(Waiting):
+    """A value clipped to real bounds, which broadcast to it."""
+
+    inner: Waiting
+    low: jax.Array | None
+    high: jax.Array | None
+
+    @functools.cached_property
+    def real(self) -> jax.Array:
+        return self._clip(self.inner.real, lambda bound: bound)
+
+    def _clip(self, x: jax.Array, form: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        x = x if self.low is None else jnp.maximum(x, form(self.low))
+        return x if self.high is None else jnp.minimum(x, form(self.high))
+
+    def codes(self, target: Target) -> jax.Array:
+        bounds = [target.low, target.high]
+        for i, bound in enumerate((self.low, self.high)):
+            if bound is not None and bound.size == 1:
+                bounds[i] = target.of_real(bound.reshape(())).astype(jnp.int32)
+        codes = self.inner.codes(dataclasses.replace(target, low=bounds[0], high=bounds[1]))
+        wide = all(bound is None or bound.size == 1 for bound in (self.low, self.high))
+        return codes if wide else self._clip(codes, target.of_real)
+
+    def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
+        return self._clip(self.inner.fixed(rule, unit), lambda bound: _multiples(bound, unit))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moved(Waiting):
+    """Values moved or chosen by ``move``, which does the same with codes; a maximum of some of them counts as such."""
+
+    inners: tuple[Waiting, ...]
+    move: Callable[..., jax.Array]
+
+    @functools.cached_property
+    def real(self) -> jax.Array:
+        return self.move(*(inner.real for inner in self.inners))
+
+    def codes(self, target: Target) -> jax.Array:
+        return self.move(*(inner.codes(target) for inner in self.inners))
+
+    def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
+        return self.move(*(inner.fixed(rule, unit) for inner in self.inners))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Summed(Waiting):
+    """Sums of some of the values, by ``sums``, which adds floats and int32 alike."""
+
+    inner: Waiting
+    sums: Callable[[jax.Array], jax.Array]
+
+    @functools.cached_property
+    def real(self) -> jax.Array:
+        return self.sums(self.inner.real)
+
+    def codes(self, target: Target) -> jax.Array:
+        return self.rounded(target)
+
+    def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
+        terms = -(-math.prod(self.inner.shape) // max(math.prod(self.shape), 1))
+        limit = max(LIMIT // max(terms, 1), 1)
+        return self.sums(jnp.clip(self.inner.fixed(rule, unit), -limit, limit))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant(Waiting):
+    """Numbers, where an expression needs them beside integers."""
+
+    numbers: jax.Array
+
+    @functools.cached_property
+    def real(self) -> jax.Array:
+        return self.numbers.astype(jnp.float32)
+
+    def codes(self, target: Target) -> jax.Array:
+        return target.of_real(self.real)
+
+    def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
+        return _multiples(self.real, unit)
+
+
+def _multiples(x: jax.Array, unit: jax.Array) -> jax.Array:
+    return jnp.round(jnp.clip(x / unit, -LIMIT, LIMIT)).astype(jnp.int32)
+
+
+def product(acc: jax.Array, scales: Pair, dtype: typing.Any) -> Scaled:
+    """What an int32 accumulator stands for."""
+    return Scaled(jax.ShapeDtypeStruct(acc.shape, dtype), (Part(acc, scales),))
+
+
+def waiting(value: Value) -> Waiting | None:
+    """The value as an expression of integers, or None where it has no such form."""
+    if isinstance(value, Waiting):
+        return value
+    if not isinstance(value, Activation) or value.original is not None or not isinstance(value.rounded, Levels):
+        return None
+    levels = value.rounded
+    if levels.scale.size != 1 or levels.dtype != jnp.float32:
+        return None
+    integers = levels.levels.astype(jnp.int32)
+    if levels.zero_point is not None:
+        integers = integers - levels.zero_point
+    one = jnp.ones((1,) * levels.ndim, jnp.float32)
+    return Scaled(jax.ShapeDtypeStruct(levels.shape, levels.dtype), (Part(integers, (levels.scale, one)),))

@@ -1,0 +1,172 @@
+"""Rules of requantization against their definitions in NumPy int64 and float64."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jqz
+from jqz import _requant
+from jqz._requant import Float32Requant, Gemmlowp, HalfAway, IntegerBias, Ruy
+
+INTEGER_BIAS = Float32Requant(IntegerBias())
+RULES = [Float32Requant(), INTEGER_BIAS, HalfAway(), Gemmlowp(), Ruy()]
+
+
+def srdhm(a, b):
+    """gemmlowp's SaturatingRoundingDoublingHighMul, in int64."""
+    product = a.astype(np.int64) * b.astype(np.int64)
+    nudged = product + np.where(product >= 0, 2**30, 1 - 2**30)
+    return np.where(nudged >= 0, nudged >> 31, -((-nudged) >> 31))  # the division truncates
+
+
+def divide_by_power(x, shift):
+    """gemmlowp's RoundingDivideByPOT, in int64."""
+    mask = (np.int64(1) << shift) - 1
+    remainder, threshold = x & mask, (mask >> 1) + (x < 0)
+    return (x >> shift) + (remainder > threshold)
+
+
+def multiplier(numerators, denominator):
+    """(m, e) as TFLite stores them: m = half_away(frac * 2**31), from the exact quotient."""
+    real = numerators[0].astype(np.longdouble) * numerators[1].astype(np.longdouble) / denominator
+    fraction, exponent = np.frexp(real)
+    m = np.floor(fraction * 2**31 + 0.5).astype(np.int64)
+    carry = m == 2**31
+    return np.where(carry, 2**30, m), exponent + carry
+
+
+def oracle(rule, acc, numerators, denominator, zero_point, low, high):
+    if isinstance(rule, Float32Requant | HalfAway):
+        m = numerators[0] * numerators[1] / denominator
+        product = acc.astype(np.float32) * m
+        assert product.dtype == np.float32
+        codes = (
+            np.rint(product)
+            if isinstance(rule, Float32Requant)
+            else np.copysign(np.floor(np.abs(product) + 0.5), product)
+        )
+        codes = codes.astype(np.int64)
+    else:
+        m, exponent = multiplier(numerators, denominator)
+        x = srdhm(acc.astype(np.int64) << np.maximum(exponent, 0), m)
+        right = np.maximum(-exponent, 0).astype(np.int64)
+        codes = (
+            divide_by_power(x, right) if isinstance(rule, Gemmlowp) else (x + ((np.int64(1) << right) >> 1)) >> right
+        )
+    return np.clip(codes + zero_point, low, high)
+
+
+@functools.cache
+def accumulators():
+    """A million: small and large ones, and many that lie on or next to ties of the multipliers."""
+    rng = np.random.default_rng(0)
+    channels = 100
+    denominator = np.float32(0.037)
+    numerators = np.float32(0.011), rng.uniform(1e-4, 3e-2, (1, channels)).astype(np.float32)
+    m = numerators[0] * numerators[1].astype(np.float64) / denominator
+    acc = rng.integers(-(2**18), 2**18, (10_000, channels))
+    ties = np.rint((rng.integers(-200, 200, (5_000, channels)) + 0.5) / m) + rng.integers(-1, 2, (5_000, 1))
+    acc[:5_000] = ties
+    acc[5_000:5_010] = np.int64(2**31 - 1) >> rng.integers(0, 12, (10, 1))
+    exact = acc.astype(np.int32), (numerators[0].reshape(1, 1), numerators[1]), denominator.reshape(1, 1)
+    # a second set, whose multiplier is a power of two, so that float and integer rules meet exact ties
+    powers = (
+        acc.astype(np.int32) >> 6,
+        (np.float32([[0.5]]), np.float32(2.0 ** -rng.integers(1, 9, (1, channels)))),
+        np.float32([[1]]),
+    )
+    return exact, powers
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("which", [0, 1], ids=["any", "powers of two"])
+def test_a_million_accumulators(rule, which):
+    acc, numerators, denominator = accumulators()[which]
+    run = jax.jit(lambda *args: rule(*args, zero_point=-7, low=-100, high=127))
+    got = run(jnp.asarray(acc), tuple(map(jnp.asarray, numerators)), jnp.asarray(denominator))
+    assert got.dtype == jnp.int8
+    np.testing.assert_array_equal(got, oracle(rule, acc, numerators, denominator, -7, -100, 127))
+
+
+def test_the_rules_differ_by_at_most_a_step_and_do_differ():
+    acc, numerators, denominator = accumulators()[1]
+    codes = [oracle(rule, acc, numerators, denominator, 0, -128, 127) for rule in RULES[1:]]
+    for a in range(len(codes)):
+        for b in range(a):
+            apart = np.abs(codes[a] - codes[b])
+            assert apart.max() == 1
+
+
+def test_multipliers_are_those_of_exact_arithmetic():
+    rng = np.random.default_rng(1)
+    numerators = [np.float32(10.0 ** rng.uniform(-6, 2, 20_000)) for _ in range(2)]
+    denominator = np.float32(10.0 ** rng.uniform(-4, 2, 20_000))
+    m, exponent = jax.jit(_requant.integer_multiplier)(tuple(map(jnp.asarray, numerators)), jnp.asarray(denominator))
+    wanted_m, wanted_exponent = multiplier(numerators, denominator)
+    normal = wanted_exponent >= -31
+    np.testing.assert_array_equal(np.where(normal, wanted_m, 0), m)
+    np.testing.assert_array_equal(np.where(normal, wanted_exponent, 0), exponent)
+    zero, _ = _requant.integer_multiplier((jnp.float32(0), jnp.float32(1)), jnp.float32(1))
+    assert int(zero) == 0
+
+
+def test_golden_products():
+    golden = json.loads((pathlib.Path(__file__).parent / "data" / "golden.json").read_text())["fixedpoint_multiplier"]
+    for a, b, wanted in golden["srdhm"]:
+        if b == -(2**31):
+            continue  # no multiplier is that
+        assert int(_requant.high_multiply(jnp.int32(a), jnp.int32(b))) == wanted
+    for x, shift, wanted in golden["rdbp"]:
+        assert int(_requant.shift_half_away(jnp.int32(x), jnp.int32(shift))) == wanted
+    for real, wanted in golden["qmul"].items():
+        number = np.float32(float(real))
+        if float(number) == float(real):  # a scale is float32
+            m, exponent = _requant.integer_multiplier((jnp.asarray(number), jnp.float32(1)), jnp.float32(1))
+            assert [int(m), int(exponent)] == wanted
+
+
+@pytest.mark.parametrize("rule", [INTEGER_BIAS, HalfAway(), Gemmlowp(), Ruy()], ids=repr)
+def test_biases_are_multiples_of_the_accumulators_scale(rule):
+    acc, numerators, denominator = accumulators()[0]
+    acc = np.clip(acc, -(2**20), 2**20)
+    whole = np.random.default_rng(2).integers(-5000, 5000, (1, acc.shape[1]))
+    scale = numerators[0] * numerators[1]
+    offset = (whole * scale.astype(np.float64) * (1 + 1e-5)).astype(np.float32)  # rounds to the multiple
+    got = rule(
+        jnp.asarray(acc),
+        tuple(map(jnp.asarray, numerators)),
+        jnp.asarray(denominator),
+        0,
+        -128,
+        127,
+        jnp.asarray(offset),
+    )
+    np.testing.assert_array_equal(got, oracle(rule, acc + whole, numerators, denominator, 0, -128, 127))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_channels_without_a_scale_keep_their_offset(rule):
+    numerators = jnp.float32([[1.0]]), jnp.float32([[0.0, 1e-30, 0.5]])
+    offset = jnp.float32([[3.2, -2.9, 10.0]])
+    got = rule(jnp.array([[5, 5, 4]], jnp.int32), numerators, jnp.float32([[1.0]]), 1, -128, 127, offset)
+    assert got.tolist() == [[4, -2, 13]]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_saturation(rule):
+    acc = jnp.array([[2**30, -(2**30)]], jnp.int32)
+    one = jnp.float32([[1.0]])
+    assert rule(acc, (one, one), one / 1000, 0, -128, 127).tolist() == [[127, -128]]
+    assert rule(acc, (one, one), one, 100, -128, 127, jnp.float32([[5.0]])).tolist() == [[127, -128]]
+    assert rule(acc, (one, -one), one, 0, -128, 127).tolist() == [[-128, 127]]
+
+
+def test_the_default_is_float32_and_real_biases():
+    assert Float32Requant() == Float32Requant(_requant.RealBias())
+    with pytest.raises(TypeError, match=r"quantized: got requant='gemmlowp', wanted a rule"):
+        jqz.quantized(jnp.dot, requant="gemmlowp")
