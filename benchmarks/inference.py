@@ -184,6 +184,7 @@ def measure(makers: dict[str, Callable[[], Row]], rounds: int) -> dict[str, dict
     times = max(1, min(20, int(0.02 / (time.perf_counter() - start))))
     for _ in range(rounds):
         for name, run in runs.items():
+            time.sleep(0.01)  # threads of the row before stop spinning
             start, used = time.perf_counter(), time.process_time()
             for _ in range(times):
                 out = run()

@@ -106,8 +106,8 @@ def _encoder(g: Graph, model: Encoder, variables: typing.Any, x: str) -> str:
         y = g("Reshape", y, g.constant(np.array([0, 0, model.width])))
         out = {"kernel": np.asarray(scope["out"]["kernel"]).reshape(-1, model.width), "bias": scope["out"]["bias"]}
         x = norm(g("Add", x, g.dense(y, out)), params[f"LayerNorm_{2 * i}"])
-        y = g("Gelu", g.dense(x, params[f"Dense_{2 * i}"]), approximate="tanh")
-        x = norm(g("Add", x, g.dense(y, params[f"Dense_{2 * i + 1}"])), params[f"LayerNorm_{2 * i + 1}"])
+        y = g("Gelu", g.dense(x, params[f"Dense_{2 * i + 1}"]), approximate="tanh")  # Flax numbers the outer first
+        x = norm(g("Add", x, g.dense(y, params[f"Dense_{2 * i}"])), params[f"LayerNorm_{2 * i + 1}"])
     return x
 
 

@@ -12,6 +12,7 @@ from jqz import _ste as ste
 from jqz import nnabla, observers, schemes
 from jqz._allocator import tune_allocator
 from jqz._audit import Audit, audit
+from jqz._capabilities import capabilities
 from jqz._convert import Net, convert
 from jqz._granularity import Granularity, PerAxis, PerBlock, PerGroup, PerTensor
 from jqz._inference import observe, quantized, simulated
@@ -66,6 +67,7 @@ __all__ = [
     "audit",
     "bits_per_weight",
     "calibrate",
+    "capabilities",
     "chain",
     "convert",
     "dequantize",

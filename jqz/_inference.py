@@ -22,7 +22,7 @@ from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Walk, either
-from jqz.kernels import cache, convolution, dot, floats, gather, ragged, simulate, structure, waiting, watch
+from jqz.kernels import cache, convolution, dot, floats, gather, ragged, row, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 Observers = Observer | Mapping[str, Observer]
@@ -106,6 +106,7 @@ def walked(
         policy = _input_policy("quantized", {} if inputs is None else inputs)
         tables += [family.rules(policy.input_at, requant) for family in (dot, ragged, convolution)]
         always = _always(policy, given)
+    tables.append(row.RULES)
     if given:
         tables.append(waiting.rules(requant))
     rules = either(*tables)
