@@ -76,14 +76,13 @@ def _stored(
     q = cache.tensor
     if cache.casts or windows.dtype != q.dtype or 0 in windows.shape:
         return None
-    covers = [_cover(leaf.shape, q.shape, shape) for leaf in jax.tree.leaves(q.grid)]
-    fresh = _fresh(q, shape) if covers and all(cover == "whole blocks" for cover in covers) else None
-    if fresh is not None:
+    fresh = _fresh(q, shape)
+    if fresh is not None:  # whole blocks get grids of their own, as whatever is coded for the first time
         grids = jax.vmap(fresh.calibrate)(windows)
         grid = jax.tree.map(lambda leaf, part: write(leaf, laid_out(part)), q.grid, grids)
         codes = jax.vmap(q.scheme.encode)(windows, grids)
-    elif all(cover == "parts of blocks" for cover in covers):
-        grid = q.grid
+    elif all(entries == 1 for leaf in jax.tree.leaves(q.grid) for entries, _, _ in _cut(leaf, q, shape)):
+        grid = q.grid  # parts of blocks use the grid that is there
         codes = jax.vmap(lambda window: q.scheme.encode(window, grid))(windows)
     else:
         return None
@@ -95,23 +94,20 @@ def _stored(
     return [Stored(QTensor(payload, grid, q.scheme, q.dtype, q.length), cache.path)]
 
 
-def _cover(grid: tuple[int, ...], values: tuple[int, ...], window: tuple[int, ...]) -> str | None:
-    """Whether a window holds "whole blocks" of values that share a grid, "parts of blocks", or neither (None).
-
-    Whole blocks get grids of their own, as whatever is coded for the first time; parts use the grid that is there.
-    """
-    partial = [(g, n) for g, n, w in zip(grid, values, window, strict=False) if w != n]
-    if all(g == n for g, n in partial):
-        return "whole blocks"
-    return "parts of blocks" if all(g == 1 for g, _ in partial) else None
+def _cut(leaf: jax.Array, q: QTensor, window: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """(entries of a grid array, values, values in the window) along the axes of which the window holds a part."""
+    return [(g, n, w) for g, n, w in zip(leaf.shape, q.shape, window, strict=False) if w != n]
 
 
 def _fresh(q: QTensor, window: tuple[int, ...]) -> Scheme | None:
-    """The tensor's scheme, so that it calibrates a window to the entries that the tensor's grid has for it.
+    """A scheme that calibrates a window to the entries that the tensor's grid has for it, if it holds whole blocks.
 
-    A granularity that counts axes from the front means others in a slice of a stack: the grid itself tells which.
+    That is the tensor's, unless its granularity counts axes from the front and the tensor is a slice of a stack:
+    the grid itself tells which axes are meant.
     """
     leaves = jax.tree.leaves(q.grid)
+    if not leaves or any(entries != n for leaf in leaves for entries, n, _ in _cut(leaf, q, window)):
+        return None
     wanted = [
         (*(g if w == n else w for g, n, w in zip(leaf.shape, q.shape, window, strict=False)), *leaf.shape[q.ndim :])
         for leaf in leaves

@@ -261,3 +261,30 @@ def test_attention_may_multiply_the_codes_of_the_cache():
     exact, _ = jax.jit(functools.partial(model.apply, mutable=["cache"]))({"params": params, "cache": cache}, token)
     got, _ = jax.jit(functools.partial(jqz.quantized(model.apply, inputs=inputs), mutable=["cache"]))(variables, token)
     assert np.linalg.norm(got - exact) < 0.02 * np.linalg.norm(exact)
+
+
+def test_a_converted_decoder_takes_a_coded_cache():
+    """Calibrated on float caches of several lengths; keys are multiplied as they are stored, queries on their site."""
+    model, params, cache = decoder()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 20, (2, 6)))
+
+    def step(params, cache, token):
+        logits, state = model.apply({"params": params, "cache": cache}, token, mutable=["cache"])
+        return state["cache"], logits
+
+    exact, batches, run = [], [], jax.jit(step)
+    for at in range(6):
+        batches.append((cache, tokens[:, at : at + 1]))
+        cache, logits = run(params, *batches[-1])
+        exact.append(logits)
+    scheme = jqz.Asymmetric(bits=8)
+    policy = jqz.Policy(
+        {"**/kernel": Symmetric(bits=8, granularity=PerAxis(-1))}, inputs={"**/(dot *)": scheme, "**": scheme}
+    )
+    net = jqz.convert(step, params, batches, policy)
+    coded = jqz.quantize(batches[0][0], {"**": Symmetric(bits=8, granularity=PerAxis((0, 1, 2)))})
+    audit = jqz.audit(step, net.sites)(net.qparams, coded, tokens[:, :1])
+    assert {p.how for p in audit.products if not p.name.endswith("qhd/(dot)")} == {"int8"}
+    for at in range(6):
+        coded, logits = net(coded, tokens[:, at : at + 1])
+        assert np.linalg.norm(logits - exact[at]) < 0.06 * np.linalg.norm(exact[at])

@@ -156,7 +156,7 @@ def test_a_mean_propagates_what_is_not_finite_and_nothing_else(granularity):
 def test_affine_levels_are_signs():
     scheme = jqz.Binary(jqz.PerAxis(-1))
     q = jqz.quantize(jnp.asarray(X), scheme)
-    scale, zero_point, levels, limit = scheme.affine(q.grid)
+    scale, zero_point, levels, limit, _ = scheme.affine(q.grid)
     assert zero_point is None
     assert limit == 1
     assert levels(q.codes).dtype == jnp.int8

@@ -120,7 +120,7 @@ def test_a_mean_propagates_what_is_not_finite_and_nothing_else(granularity):
 def test_affine_levels_are_the_codes():
     scheme = jqz.Ternary(jqz.PerAxis(-1))
     q = jqz.quantize(jnp.asarray(X), scheme)
-    scale, zero_point, levels, limit = scheme.affine(q.grid)
+    scale, zero_point, levels, limit, _ = scheme.affine(q.grid)
     assert zero_point is None
     assert limit == 1
     assert np.array_equal(levels(q.codes), q.codes)
