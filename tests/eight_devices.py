@@ -3,6 +3,7 @@
 Prints one JSON object: for each check, what is wrong (an empty string where nothing is).
 """
 
+import functools
 import itertools
 import json
 import sys
@@ -15,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 
 import jqz
 
-MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 SCHEMES = (
     jqz.Symmetric(bits=8),
     jqz.Symmetric(bits=4),
@@ -45,12 +45,17 @@ X = jax.random.normal(KEYS[3], (32, 32))
 AS_SHARDED = {"a": P(None, "model"), "b": P("model", None)}  # columns, then rows
 
 
+@functools.cache  # not at import, which the search for doctests does with one device
+def mesh():
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
 def model(params, x):
     return jax.nn.relu(x @ params["a"]) @ params["b"]
 
 
 def put(x, spec):
-    return jax.device_put(x, NamedSharding(MESH, spec))
+    return jax.device_put(x, NamedSharding(mesh(), spec))
 
 
 def sharded(tree):
@@ -71,7 +76,7 @@ def verbs(scheme, spec):
     coded, alone = jqz.quantize(put(W, spec), scheme), jqz.quantize(W, scheme)
     decoded, fake = jqz.dequantize(coded), jax.jit(lambda w: jqz.fake_quantize(w, scheme))(put(W, spec))
     for what, x in (("codes", coded.payload), ("values", decoded), ("rounded values", fake)):
-        if not x.sharding.is_equivalent_to(NamedSharding(MESH, spec), 2):
+        if not x.sharding.is_equivalent_to(NamedSharding(mesh(), spec), 2):
             return f"{what} are sharded as {x.sharding}"
     return differences(coded, alone) or differences((decoded, fake), (jqz.dequantize(alone), jqz.dequantize(alone)))
 
@@ -85,7 +90,7 @@ def calibration(observer):
     compiled = jqz.calibrate(jax.jit(watch)(PARAMS, x), policy)
     mapped = jax.jit(
         jax.shard_map(
-            lambda x: jqz.observers.all_merge(watch(PARAMS, x), "data"), mesh=MESH, in_specs=P("data"), out_specs=P()
+            lambda x: jqz.observers.all_merge(watch(PARAMS, x), "data"), mesh=mesh(), in_specs=P("data"), out_specs=P()
         )
     )
     by_merging = jqz.calibrate(mapped(x), policy)
@@ -123,7 +128,7 @@ def mapped_inference():
     sites = jqz.calibrate(jax.jit(jqz.observe(model, policy))(PARAMS, X), policy)
     qparams = jqz.quantize(PARAMS, policy)
     run = jqz.quantized(model, sites)
-    mapped = jax.shard_map(lambda x: run(qparams, x), mesh=MESH, in_specs=P("data"), out_specs=P("data"))
+    mapped = jax.shard_map(lambda x: run(qparams, x), mesh=mesh(), in_specs=P("data"), out_specs=P("data"))
     if str(jax.make_jaxpr(mapped)(X)).count("preferred_element_type=int32") < 2:
         return "a product does not run on integers"
     return differences(jax.jit(mapped)(X), jax.jit(run)(qparams, X))
@@ -135,7 +140,7 @@ def training():
     loss = lambda params, x: jnp.mean(jqz.simulated(model, policy)(params, None, x) ** 2)  # noqa: E731
     grads, alone = jax.jit(jax.grad(loss))(sharded(PARAMS), x), jax.jit(jax.grad(loss))(PARAMS, X)
     for name, g in grads.items():
-        if not g.sharding.is_equivalent_to(NamedSharding(MESH, AS_SHARDED[name]), 2):
+        if not g.sharding.is_equivalent_to(NamedSharding(mesh(), AS_SHARDED[name]), 2):
             return f"the gradient of {name} is sharded as {g.sharding}"
     return differences(grads, alone, 1e-5)
 
