@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from runtimes import oracle
 
 import jqz
 from jqz._requant import Float32Requant, Gemmlowp, HalfAway, IntegerBias, Ruy
@@ -101,18 +102,19 @@ def test_no_floating_point_between_the_first_code_and_the_last(rule):
     assert max(floating) > products[-1]
 
 
-def test_a_layer_is_bit_exact_with_integer_runtimes():
-    """Convolution, bias, relu6: rint(float32(acc + bias) * float32(s_x s_w / s_y)) + zero point, clipped."""
+@pytest.mark.parametrize("rule", RULES[1:], ids=repr)
+def test_a_layer_is_bit_exact_with_integer_runtimes(rule):
+    """Convolution, bias, relu6, in codes: requantize(acc + bias, s_x s_w / s_y) + zero point, clipped."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((2, 6, 6, 4)), jnp.float32)
-    params = {name: jnp.asarray(rng.standard_normal((1, 1, 4, 4)), jnp.float32) for name in "ab"}
-    params["bias"] = jnp.asarray(rng.standard_normal(4), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((8, 40, 40, 8)), jnp.float32)
+    params = {name: jnp.asarray(rng.standard_normal((1, 1, 8, 8)), jnp.float32) for name in "ab"}
+    params["bias"] = jnp.asarray(rng.standard_normal(8), jnp.float32)
 
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     def model(params, x):
-        hidden = jax.nn.relu6(convolve(x, params["a"]) + params["bias"].reshape(1, 1, 1, 4))
+        hidden = jax.nn.relu6(convolve(x, params["a"]) + params["bias"].reshape(1, 1, 1, 8))
         return convolve(hidden, params["b"])
 
     policy = jqz.Policy({"a": W, "b": W}, inputs=jqz.Asymmetric(bits=8))
@@ -126,14 +128,13 @@ def test_a_layer_is_bit_exact_with_integer_runtimes():
     (s_x, z_x), (s_y, z_y) = grid("a"), grid("b")
     codes_x = np.clip(np.rint(np.asarray(x) / s_x) + z_x, -128, 127).astype(np.int64)
     w, s_w = np.asarray(q["a"].codes, np.int64)[0, 0], np.asarray(q["a"].grid.scale, np.float32).reshape(-1)
-    acc = (codes_x - z_x) @ w
     bias = np.rint(np.asarray(params["bias"]) / (s_x * s_w)).astype(np.int64)
-    m = s_x * s_w / s_y
-    assert m.dtype == np.float32
-    hidden = np.clip(np.rint((acc + bias).astype(np.float32) * m) + z_y, z_y, min(127, np.rint(6 / s_y) + z_y))
+    acc = (codes_x - z_x) @ w + bias
+    top = min(127, int(np.rint(6 / s_y)) + z_y)
+    hidden = oracle(rule, acc, (s_x, s_w), s_y, z_y, z_y, top).astype(np.int64)
     v, s_v = np.asarray(q["b"].codes, np.int64)[0, 0], np.asarray(q["b"].grid.scale, np.float32).reshape(-1)
-    wanted = ((hidden.astype(np.int64) - z_y) @ v).astype(np.float32) * (s_y * s_v)
-    got = jax.jit(jqz.quantized(model, sites, requant=Float32Requant(IntegerBias())))(q, x)
+    wanted = ((hidden - z_y) @ v).astype(np.float32) * (s_y * s_v)
+    got = jax.jit(jqz.quantized(model, sites, requant=rule))(q, x)
     np.testing.assert_array_equal(got, wanted)
 
 
