@@ -69,7 +69,7 @@ def _signature(tree: typing.Any) -> Signature | None:
     leaves, treedef = jax.tree.flatten(tree)
     if any(isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
         return None
-    return treedef, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    return treedef, tuple((leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves)
 
 
 def _whole(fn: Callable[..., typing.Any], requant: Requant) -> Callable[..., typing.Any]:

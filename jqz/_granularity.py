@@ -11,7 +11,6 @@ rank of the values it belongs to and has ``ceil(length / block)`` entries along 
 
 import abc
 import dataclasses
-import math
 import typing
 from collections.abc import Callable
 
@@ -218,8 +217,3 @@ class PerBlock(Granularity):
 
     def __repr__(self) -> str:
         return f"PerBlock({self.shape})"
-
-
-def block_count(granularity: Granularity, shape: tuple[int, ...]) -> int:
-    """The number of grids of an array of this shape."""
-    return math.prod(granularity.grid_shape(shape))

@@ -9,7 +9,6 @@ a rule of ``jqz.requant``. Whoever needs numbers gets them, in float32, once.
 import abc
 import dataclasses
 import functools
-import math
 import typing
 from collections.abc import Callable
 
@@ -22,7 +21,7 @@ from jqz._values import Activation, Levels, Pending, Value
 
 #: Fraction bits of the fixed-point numbers in which integers with different scales are added.
 FRACTION = 16
-#: No fixed-point number is larger, so that a handful of them can be added in int32.
+#: No fixed-point number is larger, so that two of them can be added in int32.
 LIMIT = 2**28
 
 
@@ -138,8 +137,8 @@ class Scaled(Waiting):
                 term = integers.fixed(rule, unit / jnp.abs(scale)) * jnp.sign(scale).astype(jnp.int32)
             else:  # another scale for every channel, of what has been bounded or summed already
                 term = _multiples(integers.real * (first * second), unit)
-            total = total + jnp.clip(term, -LIMIT, LIMIT)
-        return jnp.clip(total, -LIMIT, LIMIT)
+            total = jnp.clip(total + jnp.clip(term, -LIMIT, LIMIT), -LIMIT, LIMIT)
+        return total
 
     def times(self, factor: jax.Array) -> "Scaled":
         """The value times real numbers that broadcast to it."""
@@ -203,9 +202,10 @@ class Moved(Waiting):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Summed(Waiting):
-    """Sums of some of the values, by ``sums``, which adds floats and int32 alike."""
+    """Sums of so many ``terms`` each, by ``sums``, which adds floats and int32 alike."""
 
     inner: Waiting
+    terms: int
     sums: Callable[[jax.Array], jax.Array]
 
     @functools.cached_property
@@ -216,8 +216,7 @@ class Summed(Waiting):
         return self.rounded(target)
 
     def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
-        terms = -(-math.prod(self.inner.shape) // max(math.prod(self.shape), 1))
-        limit = max(LIMIT // max(terms, 1), 1)
+        limit = max(LIMIT // max(self.terms, 1), 1)
         return self.sums(jnp.clip(self.inner.fixed(rule, unit), -limit, limit))
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import jqz
-from jqz._granularity import block_count
 
 PerAxis, PerBlock, PerGroup, PerTensor = jqz.PerAxis, jqz.PerBlock, jqz.PerGroup, jqz.PerTensor
 
@@ -46,7 +45,6 @@ def test_reduce_and_expand_against_loops(granularity, shape, block):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     counts = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
     assert granularity.grid_shape(shape) == counts
-    assert block_count(granularity, shape) == int(np.prod(counts, dtype=int))
 
     def reduce(blocks, axes):
         mean = jnp.mean(blocks, axis=axes, keepdims=True)

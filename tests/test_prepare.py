@@ -80,3 +80,9 @@ def test_nets_of_one_function_share_programs():
     first, second = one(case.x), two(case.x)
     assert not np.allclose(first, second)
     assert one._kept[next(iter(one._kept))][-1] is two._kept[next(iter(two._kept))][-1]
+
+
+def test_nets_take_numpy_arrays_of_any_precision():
+    case = models.MODELS["mlp"]()
+    net = jqz.convert(case.fn, case.variables, [case.x], POLICY)
+    assert net(np.asarray(case.x, np.float64)).dtype == net(case.x).dtype

@@ -76,52 +76,49 @@ def rules(requant: Requant) -> dict[str, Rule]:
         inner = summand(a, eqn.avals[0])
         return None if inner is None else inner.times(jnp.float32(-1))
 
-    def bounded(low: Value | None, x: Value, high: Value | None) -> Value | None:
+    def bounded(eqn: Equation, low: Value | None, x: Value, high: Value | None) -> Value | None:
         inner = form(x)
-        if inner is None or not all(v is None or _is_small(v, inner.shape) for v in (low, high)):
+        if inner is None or inner.shape != eqn.avals[0].shape:  # it may be the bound that is broadcast to
+            return None
+        if not all(v is None or _is_small(v, inner.shape) for v in (low, high)):
             return None
         ends = (None if v is None else _ranked(decode(v), inner.ndim) for v in (low, high))
         return Bounded(inner.aval, inner, *ends)
 
     def maximum(eqn: Equation, a: Value, b: Value) -> Value | None:
-        return bounded(b, a, None) if form(a) is not None else bounded(a, b, None)
+        return bounded(eqn, b, a, None) if form(a) is not None else bounded(eqn, a, b, None)
 
     def minimum(eqn: Equation, a: Value, b: Value) -> Value | None:
-        return bounded(None, a, b) if form(a) is not None else bounded(None, b, a)
-
-    def clamp(eqn: Equation, low: Value, x: Value, high: Value) -> Value | None:
-        return bounded(low, x, high)
+        return bounded(eqn, None, a, b) if form(a) is not None else bounded(eqn, None, b, a)
 
     def passed(eqn: Equation, a: Value) -> Value | None:
         return form(a)
 
-    def moved(eqn: Equation, *operands: Value) -> Value | None:
+    def together(eqn: Equation, values: Sequence[Value], move: Callable[..., jax.Array]) -> Value | None:
         """Codes move as values do; arrays among them are coded first."""
-        inners = [form(v) for v in operands]
+        inners = [form(v) for v in values]
         if all(inner is None for inner in inners):
             return None
-        whole = (_constant(v) if inner is None else inner for inner, v in zip(inners, operands, strict=True))
-        aval = eqn.avals[0]
-        return Moved(aval, tuple(whole), lambda *arrays: eqn.bind(*arrays)[0])
+        whole = (_constant(v) if inner is None else inner for inner, v in zip(inners, values, strict=True))
+        return Moved(eqn.avals[0], tuple(whole), move)
+
+    def moved(eqn: Equation, *operands: Value) -> Value | None:
+        return together(eqn, operands, lambda *arrays: eqn.bind(*arrays)[0])
 
     def select(eqn: Equation, which: Value, *cases: Value) -> Value | None:
-        inners = [form(v) for v in cases]
-        if isinstance(which, Lazy) or all(inner is None for inner in inners):
-            return None
-        whole = (_constant(v) if inner is None else inner for inner, v in zip(inners, cases, strict=True))
-        aval = eqn.avals[0]
-        return Moved(aval, tuple(whole), lambda *arrays: eqn.bind(which, *arrays)[0])
+        chosen = decode(which)
+        return together(eqn, cases, lambda *arrays: eqn.bind(chosen, *arrays)[0])
 
     def sliced(eqn: Equation, x: Value, *starts: Value) -> Value | None:
-        inner = form(x)
-        if inner is None or any(isinstance(v, Lazy) for v in starts):
-            return None
-        aval = eqn.avals[0]
-        return Moved(aval, (inner,), lambda array: eqn.bind(array, *starts)[0])
+        places = [decode(start) for start in starts]
+        return together(eqn, [x], lambda array: eqn.bind(array, *places)[0])
 
     def summed(eqn: Equation, x: Value) -> Value | None:
-        inner, aval = form(x), eqn.avals[0]
-        return None if inner is None else Summed(aval, inner, lambda array: eqn.bind(array)[0])
+        inner = form(x)
+        if inner is None:
+            return None
+        window = eqn.params.get("window_dimensions") or [inner.shape[axis] for axis in eqn.params["axes"]]
+        return Summed(eqn.avals[0], inner, math.prod(window), lambda array: eqn.bind(array)[0])
 
     return {
         name: guarded(rule)
@@ -133,7 +130,7 @@ def rules(requant: Requant) -> dict[str, Rule]:
             ("neg",): negate,
             ("max",): maximum,
             ("min",): minimum,
-            ("clamp",): clamp,
+            ("clamp",): bounded,
             ("copy", "copy_p", "stop_gradient", "convert_element_type", "sharding_constraint"): passed,
             ("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "rev"): moved,
             ("concatenate", "pad", "reduce_window_max", "reduce_max"): moved,

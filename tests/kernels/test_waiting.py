@@ -205,3 +205,35 @@ def test_loops_and_branches_take_numbers():
         got = jax.jit(jqz.quantized(model, sites, requant=rule))(jqz.quantize(params, policy), x)
         wanted = jqz.simulated(model, policy)(params, sites, x)
         np.testing.assert_allclose(got, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("rule", [Float32Requant(), Gemmlowp()], ids=repr)
+def test_bounds_may_be_wider_than_what_they_bound(rule):
+    """A column that waits against a row of numbers makes a matrix."""
+
+    def model(params, x):
+        return jnp.minimum(jnp.maximum(x @ params["a"], params["row"]), 2.0) @ params["b"]
+
+    params = {"a": jnp.ones((3, 1)), "row": jnp.array([[-1.0, 0.5]]), "b": jnp.array([[1.0, 0.5], [0.25, -1.0]])}
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    policy = jqz.Policy({"a": W, "b": W}, inputs=jqz.Asymmetric(bits=8))
+    sites = jqz.calibrate(jqz.observe(model, policy)(params, x), policy)
+    got = jqz.quantized(model, sites, requant=rule)(jqz.quantize(params, policy), x)
+    np.testing.assert_allclose(got, jqz.simulated(model, policy)(params, sites, x), atol=0.03)
+
+
+def test_overlapping_windows_of_outliers_saturate():
+    """Values far beyond the calibrated range, summed in windows that overlap, do not wrap round."""
+
+    def model(params, x):
+        sums = jax.lax.reduce_window(x @ params["a"], 0.0, jax.lax.add, (1, 16), (1, 1), "SAME")
+        return sums @ params["b"]
+
+    params = {"a": jnp.eye(32) * 1e4, "b": jnp.eye(32)}
+    policy = jqz.Policy({"a": W, "b": W}, inputs=jqz.Symmetric(bits=8))
+    x = jnp.ones((2, 32))
+    sites = jqz.calibrate(jqz.observe(model, policy)(params, x * 1e-4), policy)
+    sites["a"] = jqz.calibrate(jqz.observe(model, policy)(params, x), policy)["a"]
+    run = jqz.quantized(model, sites, requant=Gemmlowp())
+    got = run(jqz.quantize(params, policy), x)
+    np.testing.assert_allclose(got, jqz.simulated(model, policy)(params, sites, x), rtol=0.02)
