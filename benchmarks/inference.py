@@ -49,6 +49,8 @@ GOALS = {
     ("encoder 6x384 seq 128", 1): {"jqz dynamic": 1.0},
     ("encoder 6x384 seq 128", 8): {"jqz static": 2.3, "jqz dynamic": 1.0},
 }
+#: Seconds for which a row runs in a round, call after call, after one call that does not count.
+SPELL = 0.03
 Row = Callable[[], typing.Any]
 
 
@@ -179,16 +181,15 @@ def measure(makers: dict[str, Callable[[], Row]], rounds: int) -> dict[str, dict
         y = np.asarray(jax.block_until_ready(runs[name]()))
         wanted = y if wanted is None else wanted
         errors[name] = float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted))
-    start = time.perf_counter()
-    jax.block_until_ready(runs["float"]())
-    times = max(1, min(20, int(0.02 / (time.perf_counter() - start))))
     for _ in range(rounds):
         for name, run in runs.items():
             time.sleep(0.01)  # threads of the row before stop spinning
+            jax.block_until_ready(run())  # caches and threads belong to the row before
             start, used = time.perf_counter(), time.process_time()
-            for _ in range(times):
-                out = run()
-            jax.block_until_ready(out)
+            times = 0
+            while times == 0 or time.perf_counter() - start < SPELL:
+                jax.block_until_ready(run())
+                times += 1
             wall[name].append((time.perf_counter() - start) / times)
             processor[name].append((time.process_time() - used) / times)
 

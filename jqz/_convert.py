@@ -18,6 +18,8 @@ from jqz._sites import Sites, Stats
 from jqz._transform import quantize, size_bytes
 
 Options = tuple[tuple[str, typing.Any], ...]
+#: Bytes of codes and grids up to which a net on a CPU is compiled with them inside.
+CONSTANTS = 2**26
 
 
 @typing.final
@@ -45,6 +47,8 @@ class Net:
         """Runs the model on codes; ``args`` follow the variables in the float function.
 
         What follows from weights and grids alone is computed at the first call for inputs of a shape, and kept.
+        On a CPU the program of a net of up to 64 MiB holds its codes as constants, which XLA arranges once; nets
+        that shall share a program run as ``jax.jit(quantized(fn, sites))``.
         """
         kept = self.__dict__.setdefault("_kept", {})
         signature = _signature(args)
@@ -52,13 +56,26 @@ class Net:
             known = (self.qparams, self.sites)
             if signature is None or _signature(known) is None:
                 return _compiled(self.fn, self.options, self.requant)(known, args)
-            before, used, after = _steps(self.fn, self.options, self.requant, _signature(known), signature)
-            kept[signature] = before(known), used(known), after
-        values, leaves, after = kept[signature]
-        return after(values, leaves, args)
+            steps, shared = _steps(self.fn, self.options, self.requant, _signature(known), signature)
+            numbers = steps.before(known), steps.used(known)
+            own = functools.partial(steps.after, *numbers)
+            kept[signature] = (
+                jax.jit(own, compiler_options=dict(self.options) or None)
+                if _fits_inside(numbers)
+                else functools.partial(shared, *numbers)
+            )
+        return kept[signature](args)
 
     def __repr__(self) -> str:
         return f"Net({len(self.sites)} sites, {size_bytes(self.qparams)} bytes)"
+
+
+def _fits_inside(numbers: typing.Any) -> bool:
+    """Whether these arrays are few enough for constants, and all on one CPU."""
+    leaves = jax.tree.leaves(numbers)
+    devices = {device for leaf in leaves if isinstance(leaf, jax.Array) for device in leaf.devices()}
+    on_cpu = len(devices) <= 1 and all(device.platform == "cpu" for device in devices)
+    return on_cpu and sum(leaf.nbytes for leaf in leaves) <= CONSTANTS
 
 
 Signature = tuple[typing.Any, tuple[tuple[tuple[int, ...], typing.Any], ...]]
@@ -88,13 +105,14 @@ def _compiled(fn: Callable[..., typing.Any], options: Options, requant: Requant)
 @functools.lru_cache(maxsize=64)
 def _steps(
     fn: Callable[..., typing.Any], options: Options, requant: Requant, known: Signature, args: Signature
-) -> Split:
+) -> tuple[Split, Callable[..., typing.Any]]:
+    """The two steps of the program, and the second one compiled for all nets that share it."""
     known_tree, args_tree = (
         treedef.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves]) for treedef, leaves in (known, args)
     )
     steps = split(_whole(fn, requant), known_tree, args_tree)
-    after = jax.jit(steps.after, compiler_options=dict(options) or None)
-    return Split(jax.jit(steps.before), steps.used, after)
+    shared = jax.jit(steps.after, compiler_options=dict(options) or None)
+    return steps._replace(before=jax.jit(steps.before)), shared
 
 
 def convert(

@@ -1,6 +1,7 @@
 """Splitting a function by what it can compute beforehand."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import jqz
-from jqz import _prepare
+from jqz import _convert, _prepare
 
 POLICY = jqz.Policy(jqz.Symmetric(bits=4, granularity=jqz.PerAxis(-1)), inputs=jqz.Asymmetric(bits=8))
 
@@ -73,13 +74,23 @@ def test_a_net_is_a_pytree_inside_other_programs():
     assert not np.allclose(other(case.x), alone)  # what was kept is not carried over to other numbers
 
 
-def test_nets_of_one_function_share_programs():
+@pytest.mark.parametrize("limit", [0, 2**20], ids=["shared", "constants"])
+def test_large_nets_share_programs_and_small_ones_hold_their_codes(limit, monkeypatch):
+    monkeypatch.setattr(_convert, "CONSTANTS", limit)
     case = models.MODELS["mlp"]()
-    convert = functools.partial(jqz.convert, case.fn, batches=[case.x], policy=POLICY)
-    one, two = convert(case.variables), convert(jax.tree.map(lambda leaf: leaf / 2, case.variables))
-    first, second = one(case.x), two(case.x)
-    assert not np.allclose(first, second)
-    assert one._kept[next(iter(one._kept))][-1] is two._kept[next(iter(two._kept))][-1]
+    options = {"xla_cpu_prefer_vector_width": 512}
+    convert = functools.partial(jqz.convert, case.fn, batches=[case.x], policy=POLICY, compiler_options=options)
+    runs = []
+    for net in convert(case.variables), convert(jax.tree.map(lambda leaf: leaf / 2, case.variables)):
+        wanted = jax.jit(jqz.quantized(case.fn, net.sites))(net.qparams, case.x)
+        for _ in range(2):
+            np.testing.assert_allclose(net(case.x), wanted, rtol=1e-5, atol=1e-5)
+        runs.append(next(iter(net._kept.values())))
+    if limit:
+        heads = [re.search(r"@main\((.*)", run.lower((case.x,)).as_text()) for run in runs]
+        assert all(head and "%arg1" not in head[1] for head in heads)  # the input is all that it takes
+    else:
+        assert runs[0].func is runs[1].func
 
 
 def test_nets_take_numpy_arrays_of_any_precision():

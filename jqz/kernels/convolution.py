@@ -13,7 +13,7 @@ from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
 from jqz._walk import Equation, Rule
-from jqz.lowerings.convolution import Convolution, convolve
+from jqz.lowerings.convolution import Convolution, convolve, pad
 
 
 def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
@@ -95,7 +95,7 @@ def _pad(x: Levels, how: Convolution) -> jax.Array:
     for axis, (low, high), step in zip(how.numbers.lhs_spec[2:], how.padding, how.lhs_dilation, strict=True):
         config[axis] = low, high, step - 1
     if x.zero_point.size == 1:
-        return jax.lax.pad(x.levels, x.zero_point.reshape(()).astype(x.levels.dtype), config)
+        return pad(x.levels, x.zero_point.reshape(()).astype(x.levels.dtype), config)
     shifted = x.levels.astype(jnp.int32) - x.zero_point
     # cropping (negative padding) and padding in one; zero is real zero once the zero point is taken off
     return (jax.lax.pad(shifted, jnp.int32(0), config) + x.zero_point).astype(x.levels.dtype)

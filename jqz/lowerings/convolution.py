@@ -4,8 +4,8 @@
 depthwise, and float groups of 4 or fewer a multiply-add for each shifted image
 other groups                              blocks of groups, each a convolution (integers: with zeros)
 one pixel                                 a dot
-few patches                               their matrix (im2col) and a dot
-few channels                              windows' columns gathered into channels (integers)
+few windows, or few channels (integers)   a window's columns as channels, and a dot for each of its rows
+few windows (floats)                      their matrix (im2col) and a dot
 strides and up to 4 channels              the pixels of a stride as channels (integers)
 ========================================= ==========================================================
 
@@ -28,10 +28,17 @@ from jqz.lowerings.dot import dot, wide_dtype
 
 #: Convolutions with no more channels than this, in and out, miss XLA's integer kernels.
 FEW = 16
-#: Bytes of patches below which a dot over them beats a convolution: of int8, of few channels, and of float32.
-PATCHES, PATCHES_OF_FEW, PATCHES_OF_FLOATS = 5 << 17, 1 << 21, 1 << 19
-#: The same for floats with many channels, whose kernels are large beside their images.
-MANY, PATCHES_OF_MANY = 256, 1 << 21
+#: Windows up to which dots beat XLA's integer convolution.
+FEW_WINDOWS = 400
+#: Windows up to which the pixels of a stride stay where they are, if channels are few too.
+FEW_OF_STEM = 1 << 14
+#: Windows from which rows of few pixels and channels are worth joining.
+MANY_NARROW = 1 << 13
+#: Bytes of patches below which a dot over them beats a convolution of floats: of any, and of so many channels, whose
+#: kernels are large beside their images.
+PATCHES, MANY, PATCHES_OF_MANY = 1 << 19, 256, 1 << 21
+#: Bytes of padded codes up to which they are laid upon the padding.
+ON_GROUND = 1 << 17
 #: Input channels of a block of groups.
 BLOCK = 64
 
@@ -86,6 +93,22 @@ class Convolution:
         )
 
 
+def pad(x: jax.Array, value: jax.Array, config: Sequence[tuple[int, int, int]]) -> jax.Array:
+    """``lax.pad``, by laying small images of codes upon the padding: padding as such asks at every pixel what it is.
+
+    >>> pad(jnp.ones((1, 2), jnp.int8), jnp.int8(7), [(0, 0, 0), (1, 0, 0)]).tolist()
+    [[7, 1, 1]]
+    """
+    if not any(map(any, config)):
+        return x
+    shape = [low + n + high for n, (low, high, _) in zip(x.shape, config, strict=True)]
+    on_ground = x.dtype == jnp.int8 and 0 < math.prod(shape) <= ON_GROUND
+    if not on_ground or min(min(sides) for sides in config) < 0 or any(inside for *_, inside in config):
+        return lax.pad(x, value, config)
+    ground = lax.optimization_barrier(jnp.full(shape, value))
+    return lax.dynamic_update_slice(ground, x, [low for low, *_ in config])
+
+
 def convolve(x: jax.Array, kernel: jax.Array, how: Convolution, exact: bool = False) -> jax.Array:
     """A convolution: int8 codes to int32, floats to their own dtype.
 
@@ -114,7 +137,7 @@ def convolve(x: jax.Array, kernel: jax.Array, how: Convolution, exact: bool = Fa
         low_high = ((0, 0), *how.padding, (0, 0))
         between = (1, *how.lhs_dilation, 1)
         x = jnp.transpose(x, images)
-        x = lax.pad(x, jnp.zeros((), x.dtype), [(*p, d - 1) for p, d in zip(low_high, between, strict=True)])
+        x = pad(x, jnp.zeros((), x.dtype), [(*p, d - 1) for p, d in zip(low_high, between, strict=True)])
         y = form(x, jnp.transpose(kernel, (*weights, spec.rhs_spec[0])))
         return jnp.transpose(y, tuple(back.index(i) for i in range(len(back))))
 
@@ -152,7 +175,7 @@ def _form(x: jax.Array, kernel: jax.Array, how: Convolution, space: tuple[int, .
     ins, outs = (kernel.shape[i] for i in (spec.rhs_spec[1], spec.rhs_spec[0]))
     windows = _Windows(tuple(how.strides), tuple(how.rhs_dilation), space)
     if how.groups == 1:
-        return _ungrouped(windows, x.shape[spec.lhs_spec[0]], size, ins, outs, integral, exact)
+        return _ungrouped(windows, x.shape[spec.lhs_spec[0]], size, ins, outs, integral)
     if math.prod(size) <= 64 and (ins == 1 or (ins <= 4 and not integral)):
         narrow = integral and exact and how.groups * ins < 2 * FEW
         return functools.partial(_shift_and_add, windows, how.groups, _FLOAT if narrow else None)
@@ -161,33 +184,32 @@ def _form(x: jax.Array, kernel: jax.Array, how: Convolution, space: tuple[int, .
     blocks = how.groups // max(n for n in range(1, how.groups + 1) if how.groups % n == 0 and n <= max(1, BLOCK // ins))
     per_block = how.groups // blocks
     inner = _ungrouped(
-        windows, x.shape[spec.lhs_spec[0]], size, per_block * ins, outs // blocks, integral, exact
-    ) or functools.partial(_primitive, windows, None)
+        windows, x.shape[spec.lhs_spec[0]], size, per_block * ins, outs // blocks, integral
+    ) or functools.partial(_primitive, windows)
     return functools.partial(_in_blocks, blocks, per_block, inner)
 
 
 def _ungrouped(
-    windows: _Windows, batch: int, size: tuple[int, ...], ins: int, outs: int, integral: bool, exact: bool
+    windows: _Windows, batch: int, size: tuple[int, ...], ins: int, outs: int, integral: bool
 ) -> Form | None:
     if math.prod(size) == 1:
         return functools.partial(_patches, windows)
-    pixels = batch * math.prod(windows.space)
-    few, bytes_of = max(ins, outs) <= FEW, (1 if integral else 4) * pixels * ins
+    count, few = batch * math.prod(windows.space), max(ins, outs) <= FEW
     stem = integral and ins <= 4 and min(windows.strides) > 1 and set(windows.apart) == {1}
-    if stem and (outs > FEW or bytes_of * math.prod(size) > PATCHES_OF_FEW):
+    if stem and (not few or count > FEW_OF_STEM):
         blocks = tuple(-(-k // s) for k, s in zip(size, windows.strides, strict=True))
         still = dataclasses.replace(windows, strides=(1,) * len(size))
         deep = ins * math.prod(windows.strides)
-        inner = _ungrouped(still, batch, blocks, deep, outs, integral, exact)
-        return functools.partial(_space_to_depth, windows.strides, blocks, inner or _primitive_of(still))
-    of_integers, of_floats = (PATCHES_OF_FEW, PATCHES), (PATCHES_OF_MANY, PATCHES_OF_FLOATS)
-    limit = of_integers[not few] if integral else of_floats[ins < MANY]
-    if bytes_of * math.prod(size) <= limit and math.prod(size) <= 64:
-        return functools.partial(_patches, windows)
-    if integral and few:
-        if ins * size[-1] > FEW and len(size) > 1:
-            return functools.partial(_columns, windows)
-        return functools.partial(_primitive, windows, _FLOAT if exact else None)
+        inner = _ungrouped(still, batch, blocks, deep, outs, integral)
+        return functools.partial(
+            _space_to_depth, windows.strides, blocks, inner or functools.partial(_primitive, still)
+        )
+    if not integral:
+        limit = PATCHES_OF_MANY if ins >= MANY else PATCHES
+        fits = 4 * count * ins * math.prod(size) <= limit and math.prod(size) <= 64
+        return functools.partial(_patches, windows) if fits else None
+    if (few or count <= FEW_WINDOWS) and math.prod(size[:-1]) <= 64:
+        return functools.partial(_rows, windows)
     return None
 
 
@@ -227,30 +249,29 @@ def _in_blocks(blocks: int, per_block: int, inner: Form, x: jax.Array, kernel: j
 
 def _patches(windows: _Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A row of pixels for each window, times the kernel as a matrix."""
-    *size, ins, outs = kernel.shape
-    if ins < FEW and len(size) > 1 and math.prod(size) > 1:
-        # narrow copies are slow: those along the last axis are shared by all rows of a window
-        last = len(size) - 1
-        x = lax.optimization_barrier(jnp.concatenate([windows.cut(x, last, k) for k in range(size[last])], -1))
-        windows = _Windows(windows.strides[:last], windows.apart[:last], windows.space[:last])
-        size = size[:last]
+    *size, _, outs = kernel.shape
     rows = [pixels for _, pixels in windows.shifted(x, size)]
     patches = rows[0] if len(rows) == 1 else jnp.concatenate(rows, -1)
     return dot(patches, kernel.reshape(-1, outs), (((patches.ndim - 1,), (0,)), ((), ())))
 
 
-def _columns(windows: _Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The pixels of a window along the last axis as channels, whose number then suits XLA."""
-    *size, ins, outs = kernel.shape
-    last = len(size) - 1
-    deep = size[last] * ins
+def _rows(windows: _Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The pixels of a window along the last axis as channels; then the other axes shift whole rows, which lie still."""
+    *others, length, ins, outs = kernel.shape
+    last, deep = len(others), length * ins
     spare = -deep % 4
-    columns = [windows.cut(x, last, k) for k in range(size[last])]
-    columns = jnp.concatenate([*columns, jnp.zeros((*columns[0].shape[:-1], spare), x.dtype)], -1)
-    flat = kernel.reshape(*size[:last], 1, deep, outs)
-    flat = jnp.pad(flat, [(0, 0)] * (last + 1) + [(0, spare), (0, 0)])
-    still = _Windows((*windows.strides[:last], 1), (*windows.apart[:last], 1), windows.space)
-    return _primitive(still, None, columns, flat)
+    columns = [windows.cut(x, last, k) for k in range(length)]
+    if spare:
+        columns.append(jnp.zeros((*columns[0].shape[:-1], spare), x.dtype))
+    x = lax.optimization_barrier(jnp.concatenate(columns, -1))
+    kernel = jnp.pad(kernel.reshape(*others, deep, outs), [(0, 0)] * last + [(0, spare), (0, 0)])
+    above = _Windows(windows.strides[:last], windows.apart[:last], windows.space[:last])
+    if deep <= FEW and x.size > MANY_NARROW * deep:  # short sums: one dot over all of them
+        return _patches(above, x, kernel)
+    over_channels = (((x.ndim - 1,), (0,)), ((), ()))
+    return functools.reduce(
+        jnp.add, (dot(pixels, kernel[place], over_channels) for place, pixels in above.shifted(x, others))
+    )
 
 
 def _space_to_depth(
@@ -275,8 +296,8 @@ def _space_to_depth(
     return inner(lax.optimization_barrier(deepened(x, 1, 1)), deepened(kernel, 0, 2))
 
 
-def _primitive(windows: _Windows, wide: jnp.dtype | None, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """XLA's convolution of padded images, in the dtype ``wide`` where one is given."""
+def _primitive(windows: _Windows, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """XLA's convolution of padded images."""
     n = len(windows.space)
     last = n + 1
     # of the images only what windows cover: a stride may leave pixels over, and space_to_depth adds some
@@ -284,9 +305,7 @@ def _primitive(windows: _Windows, wide: jnp.dtype | None, x: jax.Array, kernel: 
         x = lax.slice_in_dim(x, 0, (o - 1) * s + (kernel.shape[axis] - 1) * d + 1, axis=axis + 1)
     spec = (0, last, *range(1, last))
     numbers = lax.ConvDimensionNumbers(spec, (last, last - 1, *range(n)), spec)
-    if wide is not None:
-        x, kernel = x.astype(wide), kernel.astype(wide)
-    out = lax.conv_general_dilated(
+    return lax.conv_general_dilated(
         x,
         kernel,
         windows.strides,
@@ -295,8 +314,3 @@ def _primitive(windows: _Windows, wide: jnp.dtype | None, x: jax.Array, kernel: 
         dimension_numbers=numbers,
         preferred_element_type=wide_dtype(x),
     )
-    return out if wide is None else out.astype(jnp.int32)
-
-
-def _primitive_of(windows: _Windows) -> Form:
-    return functools.partial(_primitive, windows, None)
