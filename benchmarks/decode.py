@@ -25,6 +25,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import report
 
 import jqz
 
@@ -156,11 +157,17 @@ def measure(makers: dict[str, Callable[[], Row]], rounds: int) -> dict[str, dict
 
 
 def show(title: str, results: dict[str, dict[str, float]], goals: dict[str, float]) -> None:
-    print(f"{title:38}{'us':>10}{'x float32':>12}{'goal':>10}{'GB/s':>10}")
-    for name, row in results.items():
-        goal = f">= {goals[name]:.1f}" if name in goals else ""
-        times = "" if name == "read memory" else f"{row['times_as_fast']:.2f}"
-        print(f"{name:38}{row['us']:>10.0f}{times:>12}{goal:>10}{row['gb_per_s']:>10.1f}")
+    lines = [
+        (
+            name,
+            f"{row['us']:.0f}",
+            "" if name == "read memory" else f"{row['times_as_fast']:.2f}",
+            f">= {goals[name]:.1f}" if name in goals else "",
+            f"{row['gb_per_s']:.1f}",
+        )
+        for name, row in results.items()
+    ]
+    report.table((title, "us", "x float32", "goal", "GB/s"), lines)
 
 
 def main() -> None:
@@ -186,8 +193,7 @@ def main() -> None:
         results = measure({k: m for k, m in makers.items() if k.startswith(wanted)}, 2 if args.quick else args.rounds)
         show(f"{shape[0]} x {shape[1]}", results, {} if args.quick else GOALS)
         if args.json:
-            facts = {"shape": shape, "jax": jax.__version__, "cores": len(os.sched_getaffinity(0))}
-            print(json.dumps({**facts, "load_average": os.getloadavg(), "rows": results}))
+            print(json.dumps({**report.facts(shape=shape), "rows": results}))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import report
 from networks import NETWORKS, Encoder, Net
 
 import jqz
@@ -224,19 +225,7 @@ def show(title: str, results: dict[str, dict[str, float]], goals: dict[str, floa
         )
         for name, row in results.items()
     ]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for name, *cells in (heads, *lines):
-            print(f"{name:38}" + "".join(f"{cell:>14}" for cell in cells))
-    else:
-        table = Table()
-        for i, head in enumerate(heads):
-            table.add_column(head, justify="right" if i else "left", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
-        Console(width=120).print(table)
+    report.table(heads, lines)
 
 
 def main() -> None:
@@ -244,29 +233,18 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", metavar="WORD", default=[""], help="networks that begin with one of these")
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="rows that begin with one of these")
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--tuned", action="store_true", help="keep freed memory in the process (glibc)")
+    report.add_tuned(parser)
     parser.add_argument("--quick", action="store_true", help="the smallest network, two rounds: a smoke test")
     parser.add_argument("--json", action="store_true", help="one JSON line a network, after its table")
     args = parser.parse_args()
-    if args.tuned and not jqz.tune_allocator():
-        sys.exit("--tuned needs glibc.")
+    allocator = report.tune(args)
     cases = [case for case in CASES if case[0].startswith(tuple(args.nets))]
     for name, batch in [("MobileNetV1 0.25-128", 1)] if args.quick else cases:
-        net, load = NETWORKS[name](batch), os.getloadavg()[0]
+        net, rounds = NETWORKS[name](batch), 2 if args.quick else args.rounds
+        facts = report.facts(network=name, batch=batch, rounds=rounds, allocator=allocator)
         rows = {row: make for row, make in all_rows(net).items() if row.startswith(("float", *args.only))}
-        rounds = 2 if args.quick else args.rounds
         results = measure(rows, rounds)
-        facts = {
-            "network": name,
-            "batch": batch,
-            "rounds": rounds,
-            "jax": jax.__version__,
-            "device": jax.devices()[0].device_kind,
-            "cores": len(os.sched_getaffinity(0)),
-            "allocator": "tuned" if args.tuned else "default",
-            "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
-        }
-        print(", ".join(f"{key} {value}" for key, value in facts.items()))
+        print(report.in_words(facts))
         show(f"{name} b{batch}", results, {} if args.quick else GOALS.get((name, batch), {}))
         if args.json:
             print(json.dumps({**facts, "rows": results}))

@@ -89,6 +89,8 @@ def main():
     parser.add_argument("--profile", help="show where tracing this row spends its time instead")
     args = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import report
+
     results = {}
     for network, (model, shape) in networks().items():
         if args.only not in network:
@@ -101,12 +103,12 @@ def main():
             pstats.Stats(profile).sort_stats("cumulative").print_stats(60)
             continue
         medians = measure(rows, args.rounds)
-        print(f"{network:14}{'trace, s':>10}{'/ float':>9}{'lower, s':>10}{'/ float':>9}{'both / float':>14}")
-        base = medians["float"]
+        base, lines = medians["float"], []
         for name, (trace, lower) in medians.items():
             ratios = trace / base[0], lower / base[1], (trace + lower) / sum(base)
-            print(f"{name:14}{trace:10.2f}{ratios[0]:9.2f}{lower:10.2f}{ratios[1]:9.2f}{ratios[2]:14.2f}")
+            lines.append((name, f"{trace:.2f}", f"{ratios[0]:.2f}", f"{lower:.2f}", *(f"{r:.2f}" for r in ratios[1:])))
             results[f"{network}, {name}"] = {"trace_s": trace, "lower_s": lower, "to_float": ratios[2]}
+        report.table((network, "trace, s", "/ float", "lower, s", "/ float", "both / float"), lines)
     if args.json:
         print(json.dumps(results))
 

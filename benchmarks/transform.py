@@ -151,6 +151,8 @@ def measure(rows, rounds, clock):
 
 def show(results, seconds):
     """A table: GB/s, and ratios to qwix, to jqz int8 and to the copy."""
+    import report
+
     names = ("", "ms", "GB/s", "/ copy", "/ qwix jit", "/ qwix eager", "/ jqz int8")
     table = [
         (
@@ -161,19 +163,7 @@ def show(results, seconds):
         )
         for name, row in results.items()
     ]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for line in (names, *table):
-            print(f"{line[0]:34}" + "".join(f"{cell:>14}" for cell in line[1:]))
-    else:
-        rich = Table(title="speed as a multiple of the column's head")
-        for name in names:
-            rich.add_column(name, justify="left" if not name else "right", no_wrap=True)
-        for line in table:
-            rich.add_row(*line)
-        Console(width=120).print(rich)
+    report.table(names, table, "speed as a multiple of the column's head")
     print("trace + compile, seconds:", {name: round(value, 1) for name, value in seconds.items()})
 
 
@@ -188,11 +178,9 @@ def main():
     args = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax
+    import report
 
-    import jqz
-
-    if args.tuned and not jqz.tune_allocator():
-        sys.exit("--tuned needs glibc.")
+    allocator = report.tune(args)
     tree = make_tree(args.parameters)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
     seconds = compile_seconds(tree)
@@ -209,16 +197,17 @@ def main():
         ratios = {key: medians[peer] / medians[name] for key, peer in peers.items() if peer in medians}
         results[name] = {"seconds": medians[name], "gb_per_s": size / medians[name] / 1e9, **ratios}
     leaves = jax.tree.leaves(tree)
-    print(f"{sum(leaf.size for leaf in leaves) / 1e6:.1f} M parameters, {len(leaves)} leaves, {args.rounds} rounds,")
-    clock = "processor time" if args.cpu else "wall time"
-    print(f"jax {jax.__version__}, {os.cpu_count()} CPUs, {'tuned' if args.tuned else 'default'} allocator, {clock}")
+    facts = report.facts(
+        parameters=f"{sum(leaf.size for leaf in leaves) / 1e6:.1f} M",
+        leaves=len(leaves),
+        rounds=args.rounds,
+        allocator=allocator,
+        clock="processor" if args.cpu else "wall",
+    )
+    print(report.in_words(facts))
     show(results, seconds)
     if args.json:
-        print(
-            json.dumps(
-                {"jax": jax.__version__, "tuned": args.tuned, "cpu": args.cpu, "rows": results, "compile_s": seconds}
-            )
-        )
+        print(json.dumps({**facts, "rows": results, "compile_s": seconds}))
 
 
 if __name__ == "__main__":
