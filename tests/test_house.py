@@ -34,7 +34,7 @@ FLOORS = (
     ("_interpret", "_pending"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
-    ("_transform", "_activations"),
+    ("_transform", "_activations", "_masks"),
     ("_sites",),
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),

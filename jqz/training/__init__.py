@@ -3,6 +3,36 @@
 Each is pure: its state is a pytree of arrays that jit, scan and checkpoints carry. They compose by ``optax.chain`` or
 wrap an optimizer, and take any scheme by a ``jqz.Policy``: leaves to which it gives no scheme are left alone.
 ``import jqz.training`` imports them; ``import jqz`` alone does not, since they need optax.
+
+One line a method, in alphabetical order of the files:
+
+===================== =================================================================================
+``inq``               incremental network quantization: freezes more and more weights on their levels
+===================== =================================================================================
 """
 
-__all__: list[str] = []
+from jqz.training.inq import (
+    AllGradients,
+    FreeGradients,
+    INQState,
+    LargestFirst,
+    Partition,
+    RandomOrder,
+    SeenGradients,
+    finalize,
+    inq,
+    inq_portions,
+)
+
+__all__ = [
+    "AllGradients",
+    "FreeGradients",
+    "INQState",
+    "LargestFirst",
+    "Partition",
+    "RandomOrder",
+    "SeenGradients",
+    "finalize",
+    "inq",
+    "inq_portions",
+]
