@@ -8,6 +8,7 @@ One line a method, in alphabetical order of the files:
 
 ===================== =================================================================================
 ``inq``               incremental network quantization: freezes more and more weights on their levels
+``pruning``           magnitude pruning with masks, schedules, and thresholds by leaf, by group, over all
 ===================== =================================================================================
 """
 
@@ -23,16 +24,38 @@ from jqz.training.inq import (
     inq,
     inq_portions,
 )
+from jqz.training.pruning import (
+    GlobalThreshold,
+    GroupThreshold,
+    LeafThreshold,
+    Logarithmic,
+    OneShot,
+    Polynomial,
+    PruneState,
+    Threshold,
+    apply_masks,
+    prune,
+)
 
 __all__ = [
     "AllGradients",
     "FreeGradients",
+    "GlobalThreshold",
+    "GroupThreshold",
     "INQState",
     "LargestFirst",
+    "LeafThreshold",
+    "Logarithmic",
+    "OneShot",
     "Partition",
+    "Polynomial",
+    "PruneState",
     "RandomOrder",
     "SeenGradients",
+    "Threshold",
+    "apply_masks",
     "finalize",
     "inq",
     "inq_portions",
+    "prune",
 ]

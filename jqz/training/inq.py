@@ -174,7 +174,7 @@ def inq(
         return INQState(jnp.zeros([], jnp.int32), grids, frozen, inner.init(params))
 
     def update(
-        updates: optax.Updates, state: INQState, params: optax.Params | None = None, **extra: typing.Any
+        updates: optax.Updates, state: typing.Any, params: optax.Params | None = None, **extra: typing.Any
     ) -> tuple[optax.Updates, INQState]:
         chosen = choose("inq", policy, params)
         phase = jnp.sum(state.step >= boundaries, dtype=jnp.int32) - 1
@@ -207,7 +207,8 @@ def inq(
             w = jnp.asarray(d.leaf)
             way = _level(w, typing.cast(Scheme, d.scheme), grid) - w
             landed.append(jnp.where(held, way.astype(u.dtype), u))
-        state = INQState(optax.safe_increment(state.step), chosen.tree(grids), chosen.tree(frozen), inner_state)
+        step = jnp.asarray(optax.safe_increment(state.step))
+        state = INQState(step, chosen.tree(grids), chosen.tree(frozen), inner_state)
         return chosen.tree(landed, moved), state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -209,7 +209,7 @@ def test_errors_name_the_place():
         optimizer.update(w, optimizer.init(w))
     with pytest.raises(ValueError, match="finalize: the state holds 0 INQState, wanted one"):
         training.finalize(w, optax.sgd(1.0).init(w), powers(3))
-    with pytest.raises(TypeError, match="wanted {step"):
+    with pytest.raises(TypeError, match=r"wanted .step: share"):
         training.inq(optax.sgd(1.0), powers(3), (0.5, 1.0))
     learns = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ())
     with pytest.raises(TypeError, match="inq: 'kernel' learns its grid"):

@@ -16,6 +16,8 @@ TRANSFORMATIONS = {
     "inq, random": training.inq(
         optax.sgd(0.1), POLICY, {1: 0.3, 3: 1.0}, partition=training.RandomOrder(jax.random.key(0))
     ),
+    "prune": optax.chain(optax.sgd(0.1), training.prune(POLICY, training.Polynomial(0.5, end=4), every=2)),
+    "prune, global": training.prune(POLICY, optax.constant_schedule(0.4), threshold=training.GlobalThreshold()),
 }
 
 
