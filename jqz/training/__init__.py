@@ -8,6 +8,7 @@ One line a method, in alphabetical order of the files:
 
 ===================== =================================================================================
 ``inq``               incremental network quantization: freezes more and more weights on their levels
+``optimizer_state``   any optimizer's state in 8 or 4 bits
 ``pruning``           magnitude pruning with masks, schedules, and thresholds by leaf, by group, over all
 ===================== =================================================================================
 """
@@ -24,6 +25,7 @@ from jqz.training.inq import (
     inq,
     inq_portions,
 )
+from jqz.training.optimizer_state import QuantizedState, quantize_state
 from jqz.training.pruning import (
     GlobalThreshold,
     GroupThreshold,
@@ -50,6 +52,7 @@ __all__ = [
     "Partition",
     "Polynomial",
     "PruneState",
+    "QuantizedState",
     "RandomOrder",
     "SeenGradients",
     "Threshold",
@@ -58,4 +61,5 @@ __all__ = [
     "inq",
     "inq_portions",
     "prune",
+    "quantize_state",
 ]

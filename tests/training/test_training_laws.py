@@ -18,6 +18,10 @@ TRANSFORMATIONS = {
     ),
     "prune": optax.chain(optax.sgd(0.1), training.prune(POLICY, training.Polynomial(0.5, end=4), every=2)),
     "prune, global": training.prune(POLICY, optax.constant_schedule(0.4), threshold=training.GlobalThreshold()),
+    "state": training.quantize_state(optax.sgd(0.1, momentum=0.9), jqz.Symmetric(bits=4), smallest=0),
+    "state, stochastic": training.quantize_state(
+        optax.sgd(0.1, momentum=0.9), jqz.Symmetric(bits=4), smallest=0, key=jax.random.key(0)
+    ),
 }
 
 
