@@ -7,12 +7,14 @@ wrap an optimizer, and take any scheme by a ``jqz.Policy``: leaves to which it g
 One line a method, in alphabetical order of the files:
 
 ===================== =================================================================================
+``deep_compression``  trains the grids of coded weights, such as the centroids of a codebook, under fixed codes
 ``inq``               incremental network quantization: freezes more and more weights on their levels
 ``optimizer_state``   any optimizer's state in 8 or 4 bits
 ``pruning``           magnitude pruning with masks, schedules, and thresholds by leaf, by group, over all
 ===================== =================================================================================
 """
 
+from jqz.training.deep_compression import rebuild, trainable
 from jqz.training.inq import (
     AllGradients,
     FreeGradients,
@@ -62,4 +64,6 @@ __all__ = [
     "inq_portions",
     "prune",
     "quantize_state",
+    "rebuild",
+    "trainable",
 ]
