@@ -8,13 +8,16 @@ One line a method, in alphabetical order of the files:
 
 ===================== =================================================================================
 ``deep_compression``  trains the grids of coded weights, such as the centroids of a codebook, under fixed codes
+``faq``               fine-tuning after quantization: fixed clips, small steps, ever smaller
 ``inq``               incremental network quantization: freezes more and more weights on their levels
 ``optimizer_state``   any optimizer's state in 8 or 4 bits
+``progressive``       fewer and fewer bits as training goes on
 ``pruning``           magnitude pruning with masks, schedules, and thresholds by leaf, by group, over all
 ===================== =================================================================================
 """
 
 from jqz.training.deep_compression import rebuild, trainable
+from jqz.training.faq import cosine_similarity, faq_optimizer, faq_sites
 from jqz.training.inq import (
     AllGradients,
     FreeGradients,
@@ -28,6 +31,7 @@ from jqz.training.inq import (
     inq_portions,
 )
 from jqz.training.optimizer_state import QuantizedState, quantize_state
+from jqz.training.progressive import progressive, stepwise
 from jqz.training.pruning import (
     GlobalThreshold,
     GroupThreshold,
@@ -59,11 +63,16 @@ __all__ = [
     "SeenGradients",
     "Threshold",
     "apply_masks",
+    "cosine_similarity",
+    "faq_optimizer",
+    "faq_sites",
     "finalize",
     "inq",
     "inq_portions",
+    "progressive",
     "prune",
     "quantize_state",
     "rebuild",
+    "stepwise",
     "trainable",
 ]
