@@ -149,13 +149,13 @@ def inq(
     Raises:
       ValueError: steps or shares do not rise, or the last share is not 1; update got no params.
 
-    >>> import jax.numpy as jnp, optax, jqz.training
+    >>> import jax, jax.numpy as jnp, optax, jqz.training
     >>> scheme = jqz.PowerOfTwo(bits=3, codebook=jqz.schemes.INQ())
     >>> optimizer = jqz.training.inq(optax.sgd(0.5), scheme, {0: 0.5, 1: 1.0})
     >>> w = jnp.array([0.9, 0.3, -0.2, 0.7])
-    >>> state = optimizer.init(w)
+    >>> state, update = optimizer.init(w), jax.jit(optimizer.update)
     >>> for _ in range(2):
-    ...     updates, state = optimizer.update(jnp.full(4, 0.2), state, w)
+    ...     updates, state = update(jnp.full(4, 0.2), state, w)
     ...     w = optax.apply_updates(w, updates)
     ...     print([round(x, 3) for x in w.tolist()])
     [1.0, 0.2, -0.3, 0.5]
@@ -227,11 +227,11 @@ def finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike) ->
     Raises:
       ValueError: the state holds no INQState, or several.
 
-    >>> import jax.numpy as jnp, optax, jqz.training
+    >>> import jax, jax.numpy as jnp, optax, jqz.training
     >>> scheme = jqz.Symmetric(bits=3)
     >>> optimizer = optax.chain(jqz.training.inq(optax.sgd(0.1), scheme, {0: 1.0}))
     >>> w = jnp.array([3.0, 0.9, -2.2])
-    >>> updates, state = optimizer.update(w, optimizer.init(w), w)
+    >>> updates, state = jax.jit(optimizer.update)(w, optimizer.init(w), w)
     >>> w = optax.apply_updates(w, updates)
     >>> jqz.training.finalize(w, state, scheme).codes.tolist(), w.tolist()
     ([3, 1, -2], [3.0, 1.0, -2.0])

@@ -72,7 +72,7 @@ def quantize_state(
     ... }
     >>> params = {"kernel": jnp.ones((128, 64)), "bias": jnp.ones(64)}
     >>> optimizer = jqz.training.quantize_state(optax.adam(1e-3), policy, key=jax.random.key(0))
-    >>> state = optimizer.init(params)
+    >>> state = jax.jit(optimizer.init)(params)
     >>> jqz.size_bytes(optax.adam(1e-3).init(params)), jqz.size_bytes(state)
     (66052, 17932)
 

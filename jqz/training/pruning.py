@@ -220,11 +220,11 @@ def prune(
     Raises:
       ValueError: ``every`` is not positive, update got no params, or a shape does not fit a GroupThreshold.
 
-    >>> import jax.numpy as jnp, optax, jqz.training
+    >>> import jax, jax.numpy as jnp, optax, jqz.training
     >>> half = jqz.training.prune(jqz.Identity(), jqz.training.OneShot(0.5))
     >>> optimizer = optax.chain(optax.sgd(0.1), half)
     >>> w = jnp.array([0.3, -2.0, 0.1, 1.0])
-    >>> updates, state = optimizer.update(jnp.ones(4), optimizer.init(w), w)
+    >>> updates, state = jax.jit(optimizer.update)(jnp.ones(4), optimizer.init(w), w)
     >>> [round(p, 3) for p in optax.apply_updates(w, updates).tolist()]
     [0.0, -2.1, 0.0, 0.9]
 

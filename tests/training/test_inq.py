@@ -72,7 +72,7 @@ def test_golden_values():
     golden = GOLDEN["q_b4_max1"]
     w = jnp.asarray(golden["x"], jnp.float32)
     optimizer = training.inq(optax.sgd(1.0), powers(4), {0: 1.0})
-    updates, state = optimizer.update(w, optimizer.init(w), w)
+    updates, state = jax.jit(optimizer.update)(w, optimizer.init(w), w)
     assert optax.apply_updates(w, updates).tolist() == golden["y"]
     assert jqz.dequantize(training.finalize(w, state, powers(4))).tolist() == golden["y"]
 
@@ -117,7 +117,7 @@ def test_frozen_weights_keep_their_bits_under_every_scheme():
     with jax.numpy_dtype_promotion("standard"):
         history, states = run(optimizer, params, grads)
     final = jax.tree.map(lambda leaf: leaf[-1], (history, states))
-    coded = training.finalize(*final, lambda path, leaf: schemes[path])
+    coded = jax.jit(lambda p, s: training.finalize(p, s, lambda path, leaf: schemes[path]))(*final)
     for name, w in history.items():
         w, frozen = bits_of(w), np.asarray(states.frozen[name])
         assert frozen.reshape(6, -1).sum(axis=1).tolist() == [19, 19, 48, 48, 48, 48]

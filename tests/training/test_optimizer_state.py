@@ -62,7 +62,7 @@ def test_shares_by_hand():
     scheme = jqz.Codebook(bits=2, levels=schemes.GivenLevels((-3.0, -1.0, 1.0, 3.0)))
     x = jnp.tile(jnp.asarray([0.0, 1.5, 3.0, -9.0]), (5000, 1))
     optimizer = remember(scheme, jax.random.key(0))
-    stored = optimizer.update(x, optimizer.init(x))[1].inner.trace.dequantize()
+    stored = jax.jit(lambda x: optimizer.update(x, optimizer.init(x))[1].inner.trace.dequantize())(x)
     shares = [float((stored[:, 0] == 1).mean()), float((stored[:, 1] == 3).mean())]
     assert shares == pytest.approx([0.5, 0.25], abs=0.03)
     assert (stored[:, 2:] == jnp.asarray([[3.0, -3.0]])).all()
@@ -73,7 +73,7 @@ def test_averages_that_change_slowly_need_stochastic_rounding(key, low, high):
     scheme = jqz.Symmetric(bits=4)
     optimizer = training.quantize_state(optax.ema(0.98, debias=False), scheme, smallest=0, key=key)
     grad = jnp.zeros((8, 32)).at[0].set(1.0)
-    state = optimizer.init(grad)
+    state = jax.jit(optimizer.init)(grad)
     start = jqz.quantize(jnp.full((8, 32), 4 / 7).at[0].set(1.0), scheme)
     state = state._replace(inner=state.inner._replace(ema=start))
     step = jax.jit(lambda state: optimizer.update(grad, state)[1])
@@ -87,7 +87,7 @@ def test_sizes_and_what_stays_float():
     params = {"kernel": jnp.ones((128, 64)), "small": jnp.ones((8, 8)), "bias": jnp.ones(4096)}
     size = 128 * 64
     for policy, bits, scale in ((EIGHT, 8, 4), (FOUR, 4, 4)):
-        state = training.quantize_state(optax.adam(1e-3), policy).init(params)
+        state = jax.jit(training.quantize_state(optax.adam(1e-3), policy).init)(params)
         coded = 2 * (size * bits // 8 + size // 64 * scale)
         assert jqz.size_bytes(state) == coded + 2 * 4 * (64 + 4096) + 4
         assert [type(leaf) for leaf in state.inner[0].mu.values()][1:] != [jqz.QTensor] * 2

@@ -10,7 +10,7 @@ from jqz import training
 
 
 def test_every_stage_is_its_policy():
-    stages = {0: None, 10: jqz.Policy({"**/a": jqz.Symmetric(bits=4)}), 20: jqz.Ternary()}
+    stages = {0: None, 10: jqz.Policy({"**/a": jqz.Symmetric(bits=4)}), 20: jqz.Symmetric(bits=2)}
     rounded = jax.jit(training.progressive(stages))
     params = {"x": {"a": jax.random.normal(jax.random.key(0), (4, 3)), "b": jnp.full((2, 2), 0.3)}}
     for step, policy in ((0, None), (9, None), (10, stages[10]), (19, stages[10]), (20, stages[20]), (999, stages[20])):
