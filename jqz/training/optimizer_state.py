@@ -1,5 +1,6 @@
 """Optimizer state in few bits: moments are QTensors between steps."""
 
+import itertools
 import typing
 
 import jax
@@ -83,14 +84,22 @@ def quantize_state(
 
     def store(state: typing.Any, data: jax.Array | None) -> QuantizedState:
         decisions, treedef = resolve("quantize_state", policy, state)
-        keys: typing.Any = [None] * len(decisions)
+        coded = [
+            d.scheme is not None and d.leaf.size >= smallest and jnp.issubdtype(d.leaf.dtype, jnp.floating)
+            for d in decisions
+        ]
+        sizes = [d.leaf.size for d, some in zip(decisions, coded, strict=True) if some]
+        draws: typing.Any = [None] * len(sizes)
         if data is not None:
-            ahead, *keys = jax.random.split(jax.random.wrap_key_data(data, impl=kind), len(decisions) + 1)
+            ahead, now = jax.random.split(jax.random.wrap_key_data(data, impl=kind))
             data = jax.random.key_data(ahead)
-        leaves = []
-        for d, own in zip(decisions, keys, strict=True):
-            kept = d.scheme is None or d.leaf.size < smallest or not jnp.issubdtype(d.leaf.dtype, jnp.floating)
-            leaves.append(d.leaf if kept else _coded(d.leaf, typing.cast(Scheme, d.scheme), own))
+            # one draw for all leaves: a generator takes long to compile, and each leaf would have its own
+            draws = jnp.split(jax.random.uniform(now, (sum(sizes),)), list(itertools.accumulate(sizes[:-1])))
+        draw = iter(draws)
+        leaves = [
+            _coded(d.leaf, typing.cast(Scheme, d.scheme), next(draw)) if some else d.leaf
+            for d, some in zip(decisions, coded, strict=True)
+        ]
         return QuantizedState(treedef.unflatten(leaves), data)
 
     def init(params: optax.Params) -> typing.Any:
@@ -105,15 +114,15 @@ def quantize_state(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _coded(x: jax.Array, scheme: Scheme, key: jax.Array | None) -> QTensor:
+def _coded(x: jax.Array, scheme: Scheme, draw: jax.Array | None) -> QTensor:
     grid = scheme.calibrate(x)
-    if key is None:
+    if draw is None:
         return _qtensor.encode(x, scheme, grid)
-    payload, length = _qtensor.pack(_stochastic(x, scheme, grid, key), scheme)
+    payload, length = _qtensor.pack(_stochastic(x, scheme, grid, draw.reshape(x.shape)), scheme)
     return QTensor(payload, grid, scheme, jnp.dtype(x.dtype), length)
 
 
-def _stochastic(x: jax.Array, scheme: Scheme, grid: Grid, key: jax.Array) -> jax.Array:
+def _stochastic(x: jax.Array, scheme: Scheme, grid: Grid, draw: jax.Array) -> jax.Array:
     """Codes of one of the two levels around each value, so that its mean is the value.
 
     The nearest level is one of them. The other has the code before or after, in every scheme: what it decodes to
@@ -132,4 +141,4 @@ def _stochastic(x: jax.Array, scheme: Scheme, grid: Grid, key: jax.Array) -> jax
         between = (jnp.sign(there - x) * jnp.sign(here - x) < 0) & (jnp.abs(there - x) < gap)
         best, gap = jnp.where(between, other, best), jnp.where(between, jnp.abs(there - x), gap)
         share = jnp.where(between, (x - here) / jnp.where(between, there - here, 1), share)
-    return jnp.where(jax.random.uniform(key, x.shape, here.dtype) < share, best, codes)
+    return jnp.where(draw.astype(here.dtype) < share, best, codes)
