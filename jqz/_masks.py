@@ -10,6 +10,7 @@ from jqz._learnable import Learnable
 from jqz._policy import Decision, PolicyLike, resolve
 
 State = typing.TypeVar("State")
+Value = typing.TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,30 @@ class Chosen:
         leaves = self.treedef.flatten_up_to(tree)
         return [leaf for leaf, d in zip(leaves, self.decisions, strict=True) if d.scheme is not None]
 
-    def tree(self, chosen: typing.Iterable[typing.Any], others: typing.Any = None) -> typing.Any:
-        """A tree with these at the chosen leaves, and the other leaves those of a tree; None if it is None."""
-        at = iter(chosen)
-        rest = [None] * len(self.decisions) if others is None else self.treedef.flatten_up_to(others)
-        leaves = [o if d.scheme is None else next(at) for o, d in zip(rest, self.decisions, strict=True)]
-        return self.treedef.unflatten(leaves)
+    def tree(self, chosen: typing.Iterable[typing.Any], others: typing.Any) -> typing.Any:
+        """A tree with these at the chosen leaves, and at the other leaves what another tree has there."""
+        at, rest = iter(chosen), self.treedef.flatten_up_to(others)
+        return self.treedef.unflatten(
+            [o if d.scheme is None else next(at) for o, d in zip(rest, self.decisions, strict=True)]
+        )
+
+    def named(self, values: typing.Iterable[Value]) -> dict[str, Value]:
+        """What belongs to each chosen leaf under its path.
+
+        A state holds it so, and not as a tree like the parameters: in NNX a leaf of those is a variable, which has
+        no place for a grid or a QTensor.
+        """
+        return {d.path: value for d, value in zip(self, values, strict=True)}
+
+    def at(self, who: str, named: dict[str, Value]) -> list[Value]:
+        """What a state holds for each chosen leaf."""
+        for d in self:
+            if d.path not in named:
+                raise ValueError(
+                    f"{who}: the state has nothing for {d.path!r}; it knows {list(named)}. "
+                    "Use the policy and the parameters that it was made with."
+                )
+        return [named[d.path] for d in self]
 
     def __iter__(self) -> typing.Iterator[Decision]:
         return (d for d in self.decisions if d.scheme is not None)
@@ -48,6 +67,9 @@ def choose(who: str, policy: PolicyLike, params: typing.Any) -> Chosen:
             )
         if not hasattr(d.leaf, "dtype") or not jnp.issubdtype(d.leaf.dtype, jnp.floating):
             raise TypeError(f"{who}: {d.path!r} is no floating array. Map this path to None.")
+    paths = [d.path for d in chosen]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"{who}: two leaves have the same path, of {sorted(paths)}. Rename one of them.")
     return chosen
 
 

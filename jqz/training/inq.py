@@ -72,18 +72,18 @@ class AllGradients(SeenGradients):
 
 
 class INQState(typing.NamedTuple):
-    """The state of ``inq``: trees of the structure of the parameters, with None where the policy gives no scheme.
+    """The state of ``inq``.
 
     Attributes:
       step: how many updates there were, int32.
-      grids: the grid of each leaf, from the first portion on.
-      frozen: True where a weight is on its level for good.
+      grids: by the path of each leaf to which the policy gives a scheme, its grid, from the first portion on.
+      frozen: likewise, True where a weight is on its level for good.
       inner: the state of the optimizer.
     """
 
     step: jax.Array
-    grids: typing.Any
-    frozen: typing.Any
+    grids: dict[str, typing.Any]
+    frozen: dict[str, jax.Array]
     inner: optax.OptState
 
 
@@ -169,8 +169,8 @@ def inq(
 
     def init(params: optax.Params) -> INQState:
         chosen = choose("inq", policy, params)
-        grids = chosen.tree(typing.cast(Scheme, d.scheme).calibrate(jnp.asarray(d.leaf)) for d in chosen)
-        frozen = chosen.tree(jnp.zeros(d.leaf.shape, bool) for d in chosen)
+        grids = chosen.named(typing.cast(Scheme, d.scheme).calibrate(jnp.asarray(d.leaf)) for d in chosen)
+        frozen = chosen.named(jnp.zeros(d.leaf.shape, bool) for d in chosen)
         return INQState(jnp.zeros([], jnp.int32), grids, frozen, inner.init(params))
 
     def update(
@@ -195,8 +195,8 @@ def inq(
             jnp.any(state.step == boundaries),
             advance,
             lambda grids, frozen: (grids, frozen),
-            chosen.of(state.grids),
-            chosen.of(state.frozen),
+            chosen.at("inq", state.grids),
+            chosen.at("inq", state.frozen),
         )
         seen = chosen.tree(
             [gradients.seen(g, held) for g, held in zip(chosen.of(updates), frozen, strict=True)], updates
@@ -208,7 +208,7 @@ def inq(
             way = _level(w, typing.cast(Scheme, d.scheme), grid) - w
             landed.append(jnp.where(held, way.astype(u.dtype), u))
         step = jnp.asarray(optax.safe_increment(state.step))
-        state = INQState(step, chosen.tree(grids), chosen.tree(frozen), inner_state)
+        state = INQState(step, chosen.named(grids), chosen.named(frozen), inner_state)
         return chosen.tree(landed, moved), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -237,7 +237,7 @@ def finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike) ->
     ([3, 1, -2], [3.0, 1.0, -2.0])
     """
     chosen = choose("finalize", policy, params)
-    grids = chosen.of(find("finalize", state, INQState).grids)
+    grids = chosen.at("finalize", find("finalize", state, INQState).grids)
     coded = [
         _qtensor.encode(jnp.asarray(d.leaf), typing.cast(Scheme, d.scheme), grid)
         for d, grid in zip(chosen, grids, strict=True)

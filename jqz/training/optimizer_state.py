@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from jqz import _qtensor
-from jqz._policy import PolicyLike, resolve
+from jqz._masks import Chosen, choose
+from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor
-from jqz._scheme import Grid, Scheme
+from jqz._scheme import Grid, Identity, Scheme
 from jqz._transform import dequantize
 
 
@@ -18,11 +19,13 @@ class QuantizedState(typing.NamedTuple):
     """The state of ``quantize_state``.
 
     Attributes:
-      inner: the state of the optimizer, with QTensors in the place of large floating leaves.
+      inner: the state of the optimizer, with arrays of size 0 in the place of what is coded.
+      coded: the QTensors, by their path in that state.
       key: the data of the key for the next stochastic rounding, which any checkpoint can hold, or None.
     """
 
     inner: typing.Any
+    coded: dict[str, QTensor]
     key: jax.Array | None
 
 
@@ -84,23 +87,22 @@ def quantize_state(
 
     def store(state: typing.Any, data: jax.Array | None) -> QuantizedState:
         decisions, treedef = resolve("quantize_state", policy, state)
-        coded = [
-            d.scheme is not None and d.leaf.size >= smallest and jnp.issubdtype(d.leaf.dtype, jnp.floating)
-            for d in decisions
-        ]
-        sizes = [d.leaf.size for d, some in zip(decisions, coded, strict=True) if some]
+        chosen = Chosen([d if _pays(d, smallest) else d._replace(scheme=None) for d in decisions], treedef)
+        sizes = [d.leaf.size for d in chosen]
         draws: typing.Any = [None] * len(sizes)
-        if data is not None:
+        if data is not None and sizes:
             ahead, now = jax.random.split(jax.random.wrap_key_data(data, impl=kind))
             data = jax.random.key_data(ahead)
             # one draw for all leaves: a generator takes long to compile, and each leaf would have its own
             draws = jnp.split(jax.random.uniform(now, (sum(sizes),)), list(itertools.accumulate(sizes[:-1])))
-        draw = iter(draws)
-        leaves = [
-            _coded(d.leaf, typing.cast(Scheme, d.scheme), next(draw)) if some else d.leaf
-            for d, some in zip(decisions, coded, strict=True)
-        ]
-        return QuantizedState(treedef.unflatten(leaves), data)
+        coded = chosen.named(
+            _coded(d.leaf, typing.cast(Scheme, d.scheme), draw) for d, draw in zip(chosen, draws, strict=True)
+        )
+        return QuantizedState(chosen.tree((jnp.zeros(0, d.leaf.dtype) for d in chosen), state), coded, data)
+
+    def load(state: QuantizedState) -> typing.Any:
+        chosen = choose("quantize_state", lambda path, leaf: Identity() if path in state.coded else None, state.inner)
+        return chosen.tree(dequantize(chosen.at("quantize_state", state.coded)), state.inner)
 
     def init(params: optax.Params) -> typing.Any:
         return store(inner.init(params), None if key is None else jax.random.key_data(key))
@@ -108,10 +110,14 @@ def quantize_state(
     def update(
         updates: optax.Updates, state: typing.Any, params: optax.Params | None = None, **extra: typing.Any
     ) -> tuple[optax.Updates, typing.Any]:
-        updates, after = inner.update(updates, dequantize(state.inner), params, **extra)
+        updates, after = inner.update(updates, load(state), params, **extra)
         return updates, store(after, state.key)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _pays(d: Decision, smallest: int) -> bool:
+    return d.scheme is not None and d.leaf.size >= smallest and jnp.issubdtype(d.leaf.dtype, jnp.floating)
 
 
 def _coded(x: jax.Array, scheme: Scheme, draw: jax.Array | None) -> QTensor:

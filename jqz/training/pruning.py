@@ -11,6 +11,7 @@ import optax
 
 from jqz._masks import choose, find, rank
 from jqz._policy import PolicyLike
+from jqz._scheme import Identity
 
 Step = jax.typing.ArrayLike
 
@@ -185,11 +186,11 @@ class PruneState(typing.NamedTuple):
 
     Attributes:
       step: how many updates there were, int32.
-      kept: True where a weight is alive: a tree of the structure of the parameters, None where there is no mask.
+      kept: by the path of each leaf that is pruned, True where a weight is alive.
     """
 
     step: jax.Array
-    kept: typing.Any
+    kept: dict[str, jax.Array]
 
 
 def prune(
@@ -235,7 +236,7 @@ def prune(
 
     def init(params: optax.Params) -> PruneState:
         chosen = choose("prune", policy, params)
-        return PruneState(jnp.zeros([], jnp.int32), chosen.tree(jnp.ones(d.leaf.shape, bool) for d in chosen))
+        return PruneState(jnp.zeros([], jnp.int32), chosen.named(jnp.ones(d.leaf.shape, bool) for d in chosen))
 
     def update(
         updates: optax.Updates, state: typing.Any, params: optax.Params | None = None
@@ -247,13 +248,13 @@ def prune(
             scores = [jnp.where(alive, jnp.abs(w), -1) for w, alive in zip(weights, kept, strict=True)]
             return threshold.keep(scores, jnp.asarray(sparsity(state.step), jnp.float32))
 
-        kept = jax.lax.cond(state.step % every == 0, again, lambda kept: kept, chosen.of(state.kept))
+        kept = jax.lax.cond(state.step % every == 0, again, lambda kept: kept, chosen.at("prune", state.kept))
         zeroed = [
             jnp.where(alive, u, -w.astype(u.dtype))
             for u, w, alive in zip(chosen.of(updates), weights, kept, strict=True)
         ]
         step = jnp.asarray(optax.safe_increment(state.step))
-        return chosen.tree(zeroed, updates), PruneState(step, chosen.tree(kept))
+        return chosen.tree(zeroed, updates), PruneState(step, chosen.named(kept))
 
     return optax.GradientTransformation(init, update)
 
@@ -269,17 +270,15 @@ def apply_masks(values: typing.Any, state: optax.OptState) -> typing.Any:
       ValueError: the state holds no PruneState, or several.
 
     >>> import jax.numpy as jnp, jqz.training
-    >>> state = jqz.training.PruneState(jnp.zeros([], int), {"w": jnp.array([True, False]), "b": None})
+    >>> state = jqz.training.PruneState(jnp.zeros([], int), {"w": jnp.array([True, False])})
     >>> jqz.training.apply_masks({"w": jnp.array([3.0, 4.0]), "b": 5.0}, state)["w"].tolist()
     [3.0, 0.0]
     """
     kept = find("apply_masks", state, PruneState).kept
-    return jax.tree.map(
-        lambda alive, value: value if alive is None else jnp.where(alive, value, 0).astype(value.dtype),
-        kept,
-        values,
-        is_leaf=lambda x: x is None,
-    )
+    chosen = choose("apply_masks", lambda path, leaf: Identity() if path in kept else None, values)
+    if missing := kept.keys() - {d.path for d in chosen}:
+        raise ValueError(f"apply_masks: the values have no {sorted(missing)}. Use a tree like the parameters.")
+    return chosen.tree((jnp.where(kept[d.path], d.leaf, 0).astype(d.leaf.dtype) for d in chosen), values)
 
 
 def _count(share: jax.Array, size: int) -> jax.Array:

@@ -97,15 +97,15 @@ def test_steps_are_nnablas():
         old = w.copy()
         w = w - grads[t] * F32(2.0**-6)
         assert bits_of(params[t]).tolist() == bits_of(np.where(fixed, old, w)).tolist()
-        assert states.frozen[t].tolist() == fixed.tolist()
+        assert states.frozen[""][t].tolist() == fixed.tolist()
 
 
 def test_counts_are_exact_where_weights_tie():
     w = jnp.full((7, 11), 0.3)
     optimizer = training.inq(optax.sgd(0.0), powers(3), {0: 0.31, 1: 0.5, 2: 1.0})
     _, states = run(optimizer, w, jnp.zeros((3, 7, 11)))
-    assert [int(held.sum()) for held in states.frozen] == [24, 38, 77]
-    assert states.frozen[0].reshape(-1)[:24].all()  # in the order of the flat index
+    assert [int(held.sum()) for held in states.frozen[""]] == [24, 38, 77]
+    assert states.frozen[""][0].reshape(-1)[:24].all()  # in the order of the flat index
 
 
 def test_frozen_weights_keep_their_bits_under_every_scheme():
@@ -136,7 +136,7 @@ def test_the_grid_is_that_of_the_first_portion():
     assert params[0].tolist() == pytest.approx([1.9, 0.4, 0.1, 0.05])  # n1 = 1, n2 = 0
     assert params[2].tolist() == pytest.approx([2.0, 0.0, 0.1, 18.05])
     assert params[3].tolist() == [2.0, 0.0, 0.0, 2.0]  # 18.05 saturates and moves nothing
-    assert [float(scale) for scale in states.grids.scale.reshape(-1)[1:]] == [1.0] * 3
+    assert [float(scale) for scale in states.grids[""].scale.reshape(-1)[1:]] == [1.0] * 3
 
 
 def test_random_order_is_drawn_once():
@@ -147,7 +147,7 @@ def test_random_order_is_drawn_once():
             optax.sgd(0.1), powers(4), {0: 0.25, 1: 0.5, 3: 1.0}, partition=training.RandomOrder(jax.random.key(seed))
         )
         _, states = run(optimizer, w, jnp.ones((4, 40)))
-        held = np.asarray(states.frozen)
+        held = np.asarray(states.frozen[""])
         assert held.sum(axis=1).tolist() == [10, 20, 20, 40]
         assert (held[1] >= held[0]).all()
         masks.append(held)
@@ -211,6 +211,8 @@ def test_errors_name_the_place():
         training.finalize(w, optax.sgd(1.0).init(w), powers(3))
     with pytest.raises(TypeError, match=r"wanted .step: share"):
         training.inq(optax.sgd(1.0), powers(3), (0.5, 1.0))
+    with pytest.raises(ValueError, match=r"finalize: the state has nothing for 'other/kernel'; it knows \['kernel'\]"):
+        training.finalize({"other": w}, optimizer.init(w), powers(3))
     learns = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ())
     with pytest.raises(TypeError, match="inq: 'kernel' learns its grid"):
         training.inq(optax.sgd(1.0), learns, {0: 1.0}).init(jqz.learnable(w, learns))

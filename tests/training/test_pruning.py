@@ -64,7 +64,7 @@ def test_masks_are_those_of_the_sorted_magnitudes():
             alive = np.zeros(size, bool)
             alive[order[: size - pruned]] = True
         w = np.where(alive, w - grads[t] * np.float32(0.25), 0).astype(np.float32)
-        assert np.asarray(kept[t]).tolist() == alive.tolist()
+        assert np.asarray(kept[""][t]).tolist() == alive.tolist()
         assert np.asarray(params[t]).tobytes() == w.tobytes()  # +0, not -0
     assert alive.sum() == size - 48
 
@@ -85,7 +85,7 @@ def test_one_threshold_for_all_leaves():
     # 0.2 stands in 'large' and in 'small', of which the one that comes first stays
     assert state[-1].kept["large"].tolist() == [[True, True, True]]
     assert state[-1].kept["small"].tolist() == [[False, False, True]]
-    assert state[-1].kept["bias"] is None
+    assert "bias" not in state[-1].kept
     assert after["large"].tolist() == params["large"].tolist()
 
 
@@ -192,6 +192,7 @@ def test_training_makes_up_for_what_is_pruned():
         (lambda: training.Logarithmic(0.5, end=9, interval=0), "Logarithmic: got interval=0"),
         (lambda: training.GroupThreshold(1), "GroupThreshold: got size=1"),
         (lambda: training.prune(jqz.Identity(), training.OneShot(0.5), every=0), "prune: got every=0"),
+        (lambda: training.apply_masks({}, training.PruneState(jnp.int32(0), {"w": jnp.ones(2, bool)})), r"no \['w'\]"),
         (lambda: training.apply_masks(jnp.ones(2), ()), "apply_masks: the state holds 0 PruneState"),
     ],
 )

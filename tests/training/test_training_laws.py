@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import jqz
 from jqz import training
@@ -94,3 +95,14 @@ def test_updates_have_the_form_of_the_gradients(optimizer):
         assert [(a.shape, a.dtype) for a in jax.tree.leaves(after)] == [
             (a.shape, a.dtype) for a in jax.tree.leaves(state)
         ]
+
+
+def test_nnx_optimizers_hold_the_state(optimizer):
+    def two_steps():
+        model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+        wrapper = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+        for _ in range(2):
+            wrapper.update(model, nnx.grad(lambda model: (model(jnp.ones((2, 6))) ** 2).sum())(model))
+        return nnx.state(model)
+
+    assert nnx.eval_shape(two_steps)["kernel"].shape == (6, 4)
