@@ -126,7 +126,8 @@ def inq(
     round(portion * size) of them, on their levels, where they stay; those that the ``partition`` puts first are
     added, equal ones in the order of their flat index. The grid (n1 and n2 for powers of two) is that of the weights
     at the first of these steps and never changes: free weights that grow later saturate, and frozen ones do not move.
-    The loss takes the parameters as they are, without ``fake_quantize``.
+    The loss takes the parameters as they are, without ``fake_quantize``; a step that freezes still has the gradient of
+    the weights before.
 
     Frozen weights get neither updates nor weight decay, whatever the optimizer computes. Where a level is less than
     half of the weight that goes to it, or more than twice, as in ``Binary`` or under a clip, the sum p + (q - p) may
