@@ -4,16 +4,20 @@ Each is pure: its state is a pytree of arrays that jit, scan and checkpoints car
 wrap an optimizer, and take any scheme by a ``jqz.Policy``: leaves to which it gives no scheme are left alone.
 ``import jqz.training`` imports them; ``import jqz`` alone does not, since they need optax.
 
-One line a method, in alphabetical order of the files:
-
-===================== =================================================================================
-``deep_compression``  trains the grids of coded weights, such as the centroids of a codebook, under fixed codes
-``faq``               fine-tuning after quantization: fixed clips, small steps, ever smaller
-``inq``               incremental network quantization: freezes more and more weights on their levels
-``optimizer_state``   any optimizer's state in 8 or 4 bits
-``progressive``       fewer and fewer bits as training goes on
-``pruning``           magnitude pruning with masks, schedules, and thresholds by leaf, by group, over all
-===================== =================================================================================
+========================= ============================================= =================
+method                    name                                          arXiv
+========================= ============================================= =================
+Deep Compression          ``prune``, ``jqz.schemes.SparseKMeans``,      1510.00149
+                          ``trainable``, ``rebuild``
+FAQ                       ``faq_sites``, ``faq_optimizer``,             1809.04191
+                          ``cosine_similarity``
+INQ                       ``inq``, ``inq_portions``, ``finalize``       1702.03044
+optimizer state, 8, 4 bit ``quantize_state``                            2110.02861,
+                                                                        2309.01507
+progressive bits          ``progressive``, ``stepwise``
+pruning                   ``prune``, ``apply_masks``                    1710.01878,
+                                                                        2102.04010
+========================= ============================================= =================
 """
 
 from jqz.training.deep_compression import rebuild, trainable
