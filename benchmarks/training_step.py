@@ -4,6 +4,7 @@
     python benchmarks/training_step.py --tuned               # the same with freed memory kept in the process
     python benchmarks/training_step.py --model encoder       # a transformer encoder, 8 sequences of 128
     python benchmarks/training_step.py --only float jqz      # leave the peers out
+    python benchmarks/training_step.py --methods             # methods of jqz.training in the place of roundings
     python benchmarks/training_step.py --quick --json        # does it run?
 
 One step is loss, gradient and an SGD update with momentum, under one jit; batch norm trains. Every variant
@@ -31,8 +32,10 @@ import optax
 from networks import Encoder, ResNet
 
 import jqz
+from jqz import training
 
 Apply = collections.abc.Callable[[typing.Any, jax.Array], tuple[jax.Array, typing.Any]]
+SGD = optax.sgd(0.1, momentum=0.9)
 GOALS = {"jqz weights": 1.05, "jqz simulated, weights": 1.05, "jqz simulated, weights + activations": 0.85}
 
 
@@ -44,6 +47,14 @@ class Task(typing.NamedTuple):
     variables: typing.Any
     x: jax.Array
     loss: typing.Callable[[jax.Array], jax.Array]
+
+
+class Row(typing.NamedTuple):
+    """A function of variables and batch, to be trained by an optimizer; timed after so many updates."""
+
+    apply: Apply
+    optimizer: typing.Any = SGD
+    updates: int = 0
 
 
 def make_task(name: str, quick: bool) -> Task:
@@ -67,18 +78,18 @@ def make_task(name: str, quick: bool) -> Task:
     return Task(model, apply, model.init(jax.random.key(1), x), x, loss)
 
 
-def variants(task: Task) -> dict[str, Apply]:
-    """Name -> a function of variables and batch, to be trained as it stands."""
+def variants(task: Task) -> dict[str, Row]:
+    """Name -> what is rounded in a step."""
     channel, heads = jqz.Symmetric(8, jqz.PerAxis(-1)), jqz.Symmetric(8, jqz.PerAxis((-2, -1)))
     rules = {"**/kernel": channel}
     if isinstance(task.model, Encoder):
         rules = {"**/{query,key,value}/kernel": heads, **rules}
     weights, both = jqz.Policy(rules), jqz.Policy(rules, inputs=jqz.Symmetric(8))
-    rows: dict[str, Apply] = {
-        "float": task.apply,
-        "jqz weights": lambda v, x: task.apply(jqz.fake_quantize(v, weights), x),
-        "jqz simulated, weights": lambda v, x: jqz.simulated(task.apply, weights)(v, None, x),
-        "jqz simulated, weights + activations": lambda v, x: jqz.simulated(task.apply, both)(v, None, x),
+    rows = {
+        "float": Row(task.apply),
+        "jqz weights": Row(lambda v, x: task.apply(jqz.fake_quantize(v, weights), x)),
+        "jqz simulated, weights": Row(lambda v, x: jqz.simulated(task.apply, weights)(v, None, x)),
+        "jqz simulated, weights + activations": Row(lambda v, x: jqz.simulated(task.apply, both)(v, None, x)),
     }
     try:
         import qwix
@@ -88,16 +99,42 @@ def variants(task: Task) -> dict[str, Apply]:
     for name, inputs in {"qwix weights": None, "qwix weights + activations": jnp.int8}.items():
         rule = qwix.QuantizationRule(weight_qtype=jnp.int8, act_qtype=inputs)
         model = qwix.quantize_model(task.model, qwix.QtProvider([rule]))
-        rows[name] = functools.partial(model.apply, **task.apply.keywords)
+        rows[name] = Row(functools.partial(model.apply, **task.apply.keywords))
     return rows
 
 
-def make_step(task: Task, apply: Apply) -> tuple[typing.Any, typing.Any]:
+def methods(task: Task) -> dict[str, Row]:
+    """Name -> a method of ``jqz.training``; "choosing": a step in which it chooses weights anew."""
+    powers = jqz.Policy({"**/kernel": jqz.PowerOfTwo(4, codebook=jqz.schemes.INQ())})
+    kernels, half = jqz.Policy({"**/kernel": jqz.Identity()}), training.OneShot(0.5)
+    eight, two = (jqz.Policy({"**/kernel": jqz.Symmetric(bits, jqz.PerAxis(-1))}) for bits in (8, 2))
+    rounded = training.progressive({0: None, 100: eight, 200: two})
+    state = functools.partial(
+        training.quantize_state, SGD, {"**/kernel": jqz.Float(granularity=jqz.PerInputGroup(64))}, smallest=1024
+    )
+
+    def prune(**options: typing.Any) -> typing.Any:
+        return optax.chain(SGD, training.prune(kernels, half, **options))
+
+    return {
+        "float": Row(task.apply),
+        "inq": Row(task.apply, training.inq(SGD, powers, {0: 0.5, 1000: 1.0}), updates=1),
+        "inq, choosing": Row(task.apply, training.inq(SGD, powers, {0: 0.5, 1000: 1.0})),
+        "prune": Row(task.apply, prune(), updates=1),
+        "prune, choosing": Row(task.apply, prune()),
+        "prune over all leaves, choosing": Row(task.apply, prune(threshold=training.GlobalThreshold())),
+        "progressive, at 8 bits": Row(lambda v, x: task.apply(rounded(v, jnp.max(x) * 0 + 100), x)),
+        "momentum in 8 bits": Row(task.apply, state()),
+        "momentum in 8 bits, stochastic": Row(task.apply, state(key=jax.random.key(0))),
+    }
+
+
+def make_step(task: Task, row: Row) -> tuple[typing.Any, typing.Any]:
     """A jitted training step, and the state that it starts from."""
-    optimizer = optax.sgd(0.1, momentum=0.9)
+    optimizer = row.optimizer
 
     def loss(params: typing.Any, rest: typing.Any, x: jax.Array) -> tuple[jax.Array, typing.Any]:
-        out, updated = apply({"params": params, **rest}, x)
+        out, updated = row.apply({"params": params, **rest}, x)
         return task.loss(out), updated
 
     @jax.jit
@@ -112,14 +149,17 @@ def make_step(task: Task, apply: Apply) -> tuple[typing.Any, typing.Any]:
     return step, (params, rest, optimizer.init(params))
 
 
-def measure(task: Task, rows: dict[str, Apply], rounds: int) -> dict[str, dict[str, float]]:
+def measure(task: Task, rows: dict[str, Row], rounds: int) -> dict[str, dict[str, float]]:
     """Compile seconds, medians and ratios of each row, the rows in turn."""
     steps, compile_s, wall, processor = {}, {}, collections.defaultdict(list), collections.defaultdict(list)
-    for name, apply in rows.items():
-        step, state = make_step(task, apply)
+    for name, row in rows.items():
+        step, state = make_step(task, row)
         start = time.perf_counter()
-        steps[name] = functools.partial(step.lower(state, task.x).compile(), state, task.x)
+        step = step.lower(state, task.x).compile()
         compile_s[name] = time.perf_counter() - start
+        for _ in range(row.updates):
+            state, _ = step(state, task.x)
+        steps[name] = functools.partial(step, state, task.x)
         jax.block_until_ready(steps[name]())
     for _ in range(rounds):
         for name, step in steps.items():
@@ -178,6 +218,7 @@ def main() -> None:
     parser.add_argument("--model", choices=("resnet", "encoder"), default="resnet")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="rows that begin with one of these")
+    parser.add_argument("--methods", action="store_true", help="time methods of jqz.training")
     parser.add_argument("--tuned", action="store_true", help="keep freed memory in the process (glibc)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: a smoke test")
     parser.add_argument("--json", action="store_true", help="one JSON line, after the table")
@@ -186,7 +227,7 @@ def main() -> None:
         sys.exit("--tuned needs glibc.")
     task = make_task(args.model, args.quick)
     wanted = ("float", *args.only)
-    rows = {name: row for name, row in variants(task).items() if name.startswith(wanted)}
+    rows = {name: row for name, row in (methods if args.methods else variants)(task).items() if name.startswith(wanted)}
     rounds = 2 if args.quick else args.rounds
     load = os.getloadavg()[0]
     results = measure(task, rows, rounds)

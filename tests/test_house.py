@@ -34,12 +34,13 @@ FLOORS = (
     ("_interpret", "_pending"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
-    ("_transform", "_activations"),
+    ("_transform", "_activations", "_masks"),
     ("_sites",),
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference", "algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
+    ("_inference",),
+    ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),
     # 6: the command

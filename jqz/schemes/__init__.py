@@ -22,7 +22,7 @@ from jqz.schemes.block_float import (
     FloorExponent,
     Int8,
 )
-from jqz.schemes.codebook import Codebook, Exact, GivenLevels, KMeans
+from jqz.schemes.codebook import Codebook, Exact, GivenLevels, KMeans, SparseKMeans
 from jqz.schemes.fixed_point import Dynamic, FixedPoint, GivenStep, Signed, Unsigned
 from jqz.schemes.float import E2M1, E2M3, E3M2, E4M3, E5M2, BFloat16, Cast, Float, Float16, RangeScale
 from jqz.schemes.normal_float import NormalFloat
@@ -103,6 +103,7 @@ CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
         Codebook(bits=4),
         Codebook(bits=3, granularity=PerAxis(-1)),
         Codebook(bits=2, granularity=PerGroup(8, axis=0), levels=Exact(bins=16)),
+        Codebook(bits=3, granularity=PerBlock((6, 3)), levels=SparseKMeans()),
         Codebook(bits=2, granularity=PerBlock((4, 3)), levels=GivenLevels((-1.0, 0.0, 0.5), range=AbsMax())),
     ),
     NormalFloat: (
@@ -177,6 +178,7 @@ __all__ = [
     "RealScale",
     "Scaled",
     "Signed",
+    "SparseKMeans",
     "Standard",
     "Symmetric",
     "Ternary",

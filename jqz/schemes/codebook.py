@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import math
 import typing
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,41 @@ class KMeans(Placement):
         def solve(samples: _clustering.Samples) -> jax.Array:
             return _clustering.lloyd(samples, _clustering.spread(samples, count), self.iterations)
 
-        return _solve(solve, blocks, axes, count, jax.vmap)
+        return _solve(_of_samples(solve, count), blocks, axes, count, jax.vmap)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class SparseKMeans(Placement):
+    """Zero, and Lloyd's iteration on all other values, from levels evenly spread over their range.
+
+    For pruned weights: zeros stay zeros and pull no level towards them. That start leaves levels for the few large
+    values, which matter; ``KMeans`` has the smaller squared error on values that are not sparse.
+    """
+
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        _check_count("SparseKMeans", "iterations", self.iterations, 0)
+
+    def place(self, blocks: jax.Array, axes: tuple[int, ...], count: int) -> jax.Array:
+        def levels_of(row: jax.Array) -> jax.Array:
+            some = row != 0
+            anything = jnp.any(some)
+            # a block of zeros counts its zeros, which are what its levels are then
+            samples = _clustering.samples(row, (some | ~anything).astype(jnp.int32))
+            others = count - 1
+
+            def solve() -> jax.Array:
+                low, high = samples.points[0], samples.points[-1]
+                even = jnp.linspace(0, 1, others, dtype=row.dtype)
+                return _clustering.lloyd(samples, low + (high - low) * even, self.iterations)
+
+            levels = _clustering.distinct(samples, others, solve)
+            levels = jnp.sort(jnp.append(levels, jnp.zeros(1, row.dtype)))
+            return jnp.where(jnp.isfinite(samples.center), levels, jnp.nan)
+
+        return _solve(levels_of, blocks, axes, count, jax.vmap)
 
 
 @typing.final
@@ -81,7 +116,7 @@ class Exact(Placement):
         def one_by_one(fn):
             return lambda rows: jax.lax.map(fn, rows)
 
-        return _solve(solve, blocks, axes, count, one_by_one)
+        return _solve(_of_samples(solve, count), blocks, axes, count, one_by_one)
 
 
 @typing.final
@@ -142,8 +177,8 @@ class Codebook(Scheme):
     Args:
       bits: 1 to 8; codes are uint8 indices.
       granularity: which values share a codebook.
-      levels: ``KMeans`` (the default), ``Exact`` or ``GivenLevels``. A level that no value needs repeats another
-        or lies unused between two.
+      levels: ``KMeans`` (the default), ``Exact``, ``SparseKMeans`` for pruned weights, or ``GivenLevels``. A level that
+        no value needs repeats another or lies unused between two.
 
     Raises:
       ValueError: bits outside 1 to 8, or more than 2**bits given levels.
@@ -202,24 +237,30 @@ class Codebook(Scheme):
         return ((x >= low) & (x <= high)).astype(x.dtype)
 
 
-def _solve(
-    solve: typing.Callable[[_clustering.Samples], jax.Array],
-    blocks: jax.Array,
-    axes: tuple[int, ...],
-    count: int,
-    batched: typing.Callable,
-) -> jax.Array:
-    """Levels of each block, from samples of moderate size."""
-    kept = [n for axis, n in enumerate(blocks.shape) if axis not in axes]
-    size = math.prod(blocks.shape[axis] for axis in axes)
-    rows = jnp.moveaxis(blocks, axes, range(-len(axes), 0)).reshape(math.prod(kept), size)
-    unit = _unit(jnp.max(jnp.abs(rows), axis=1, keepdims=True))
+def _of_samples(solve: Callable[[_clustering.Samples], jax.Array], count: int) -> Callable[[jax.Array], jax.Array]:
+    """The levels of a row from its samples, or its values themselves where they are few."""
 
     def levels_of(row: jax.Array) -> jax.Array:
         samples = _clustering.samples(row)
         levels = _clustering.distinct(samples, count, lambda: solve(samples))
         # a sum shows NaN and infinity, which sorting may hide
         return jnp.where(jnp.isfinite(samples.center), levels, jnp.nan)
+
+    return levels_of
+
+
+def _solve(
+    levels_of: Callable[[jax.Array], jax.Array],
+    blocks: jax.Array,
+    axes: tuple[int, ...],
+    count: int,
+    batched: Callable,
+) -> jax.Array:
+    """Levels of each block, from a row of values of moderate size."""
+    kept = [n for axis, n in enumerate(blocks.shape) if axis not in axes]
+    size = math.prod(blocks.shape[axis] for axis in axes)
+    rows = jnp.moveaxis(blocks, axes, range(-len(axes), 0)).reshape(math.prod(kept), size)
+    unit = _unit(jnp.max(jnp.abs(rows), axis=1, keepdims=True))
 
     # a power of two moves no bit, and squares neither overflow nor vanish
     levels = batched(levels_of)(rows / unit) * unit

@@ -154,3 +154,20 @@ def test_errors_name_the_fix():
         Exact(bins=5000)
     with pytest.raises(ValueError, match=r"'w' has shape \(3,\).*rank 1"):
         jqz.quantize({"w": jnp.ones(3)}, {"**/w": jqz.Codebook(granularity=jqz.PerAxis(1))})
+
+
+def test_sparse_kmeans_clusters_what_is_not_zero():
+    """Lloyd's iteration in float64, from evenly spaced levels, on the values that are not zero."""
+    rng = np.random.default_rng(5)
+    w = rng.normal(size=200)
+    w[abs(w) < 0.7] = 0
+    values = np.float64(np.float32(w[w != 0]))
+    levels = np.linspace(values.min(), values.max(), 7)
+    for _ in range(30):
+        nearest = abs(values[:, None] - levels).argmin(axis=1)
+        levels = np.array([values[nearest == k].mean() if (nearest == k).any() else levels[k] for k in range(7)])
+    scheme = jqz.Codebook(bits=3, levels=jqz.schemes.SparseKMeans(iterations=30))
+    q = jqz.quantize(jnp.asarray(w, jnp.float32), scheme)
+    assert np.allclose(q.grid.levels.reshape(-1), np.sort([*levels, 0.0]), atol=1e-5)
+    assert (np.asarray(jqz.dequantize(q))[w == 0] == 0).all()
+    assert jqz.dequantize(jqz.quantize(jnp.zeros(9), scheme)).tolist() == [0.0] * 9
