@@ -20,7 +20,6 @@ import argparse
 import collections.abc
 import functools
 import json
-import os
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ import typing
 import jax
 import jax.numpy as jnp
 import optax
+import report
 from networks import Encoder, ResNet
 
 import jqz
@@ -198,19 +198,7 @@ def show(results: dict[str, dict[str, float]], goals: dict[str, float]) -> None:
         )
         for name, row in results.items()
     ]
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        for name, *cells in (heads, *lines):
-            print(f"{name:38}" + "".join(f"{cell:>14}" for cell in cells))
-    else:
-        table = Table()
-        for head in heads:
-            table.add_column(head, justify="right" if head else "left", no_wrap=True)
-        for line in lines:
-            table.add_row(*line)
-        Console(width=110).print(table)
+    report.table(heads, lines)
 
 
 def main() -> None:
@@ -219,29 +207,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="rows that begin with one of these")
     parser.add_argument("--methods", action="store_true", help="time methods of jqz.training")
-    parser.add_argument("--tuned", action="store_true", help="keep freed memory in the process (glibc)")
+    report.add_tuned(parser)
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: a smoke test")
     parser.add_argument("--json", action="store_true", help="one JSON line, after the table")
     args = parser.parse_args()
-    if args.tuned and not jqz.tune_allocator():
-        sys.exit("--tuned needs glibc.")
+    allocator = report.tune(args)
     task = make_task(args.model, args.quick)
     wanted = ("float", *args.only)
     rows = {name: row for name, row in (methods if args.methods else variants)(task).items() if name.startswith(wanted)}
     rounds = 2 if args.quick else args.rounds
-    load = os.getloadavg()[0]
+    facts = report.facts(model=args.model, batch=list(task.x.shape), rounds=rounds, allocator=allocator)
     results = measure(task, rows, rounds)
-    facts = {
-        "model": args.model,
-        "batch": list(task.x.shape),
-        "rounds": rounds,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)),
-        "allocator": "tuned" if args.tuned else "default",
-        "load_average": [round(load, 1), round(os.getloadavg()[0], 1)],
-    }
-    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    print(report.in_words(facts))
     show(results, GOALS if args.model == "resnet" and not args.quick else {})
     if args.json:
         print(json.dumps({**facts, "rows": results}))
