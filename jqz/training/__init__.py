@@ -2,20 +2,43 @@
 
 All state is explicit: pytrees of arrays that go through jit and scan and into checkpoints.
 
-========================= ============================================ =================
-method                    name                                         arXiv
-========================= ============================================ =================
-DoReFa-Net                ``dore_fa_weights``, ``dore_fa_squash``,     1606.06160
+========================= ============================================= =================
+method                    name                                          arXiv
+========================= ============================================= =================
+APoT                      ``jqz.AdditivePowerOfTwo(gradient=RCF())``,   1909.13144
+                          ``standardize_weights``
+BinaryConnect, XNOR-Net   ``jqz.Binary``                                1511.00363,
+                                                                        1603.05279
+BitNet b1.58              ``bit_net_weights``, ``bit_net_activations``  2402.17764
+DeepShift-PS              ``deep_shift_split``, ``deep_shift_join``,    1905.13298
+                          ``deep_shift_clip``
+DeepShift-Q               ``jqz.PowerOfTwo(top=GivenTop(0))``           1905.13298
+DoReFa-Net                ``dore_fa_weights``, ``dore_fa_squash``,      1606.06160
                           ``dore_fa_activations``,
                           ``dore_fa_gradient``
-========================= ============================================ =================
+LSQ, LSQ+, PACT           ``jqz.gradients``, ``jqz.learnable``          1902.08153,
+                                                                        2004.09576,
+                                                                        1805.06085
+TTQ                       ``jqz.Ternary(scale=PerSign())``              1612.01064
+TWN                       ``jqz.Ternary``                               1605.04711
+========================= ============================================= =================
 """
 
+from jqz.training.bit_net import bit_net_activations, bit_net_weights
+from jqz.training.deep_shift import ShiftAndSign, deep_shift_clip, deep_shift_join, deep_shift_split
 from jqz.training.dore_fa import dore_fa_activations, dore_fa_gradient, dore_fa_squash, dore_fa_weights
+from jqz.training.standardize import standardize_weights
 
 __all__ = [
+    "ShiftAndSign",
+    "bit_net_activations",
+    "bit_net_weights",
+    "deep_shift_clip",
+    "deep_shift_join",
+    "deep_shift_split",
     "dore_fa_activations",
     "dore_fa_gradient",
     "dore_fa_squash",
     "dore_fa_weights",
+    "standardize_weights",
 ]
