@@ -180,7 +180,9 @@ class Selected(typing.NamedTuple):
 def map_selected(
     who: str, params: typing.Any, policy: PolicyLike, fn: Callable[..., typing.Any], *others: typing.Any
 ) -> typing.Any:
-    """The tree with ``fn(leaf, *parts)`` for each leaf that a policy selects, floats for what has a grid otherwise.
+    """The tree with ``fn(leaf, *parts)`` for each leaf that a policy selects.
+
+    Other leaves are what the first of ``others`` has in their place; without others they stay, as floats without grids.
 
     Args:
       who: the verb that errors name.
@@ -195,7 +197,7 @@ def map_selected(
     for d, parts in zip(decisions, rows, strict=True):
         leaf, grid = value_and_grid(who, d.path, d.leaf, d.scheme)
         if d.scheme is None:
-            out.append(leaf)
+            out.append(parts[0] if parts else leaf)
             continue
         _check(who, d)
         with _at(who, d.path, d.leaf):

@@ -19,20 +19,30 @@ DoReFa-Net                ``dore_fa_weights``, ``dore_fa_squash``,      1606.061
 LSQ, LSQ+, PACT           ``jqz.gradients``, ``jqz.learnable``          1902.08153,
                                                                         2004.09576,
                                                                         1805.06085
+oscillations              ``freeze_oscillations``,                      2203.11086
+                          ``dampen_oscillations``
+Quant-Noise               ``quant_noise``                               2004.07320
 TTQ                       ``jqz.Ternary(scale=PerSign())``              1612.01064
 TWN                       ``jqz.Ternary``                               1605.04711
 ========================= ============================================= =================
 """
 
 from jqz.training.bit_net import bit_net_activations, bit_net_weights
+from jqz.training.dampening import DampenOscillationsState, dampen_oscillations
 from jqz.training.deep_shift import ShiftAndSign, deep_shift_clip, deep_shift_join, deep_shift_split
 from jqz.training.dore_fa import dore_fa_activations, dore_fa_gradient, dore_fa_squash, dore_fa_weights
+from jqz.training.oscillation import FreezeOscillationsState, Oscillation, freeze_oscillations
+from jqz.training.quant_noise import quant_noise
 from jqz.training.standardize import standardize_weights
 
 __all__ = [
+    "DampenOscillationsState",
+    "FreezeOscillationsState",
+    "Oscillation",
     "ShiftAndSign",
     "bit_net_activations",
     "bit_net_weights",
+    "dampen_oscillations",
     "deep_shift_clip",
     "deep_shift_join",
     "deep_shift_split",
@@ -40,5 +50,7 @@ __all__ = [
     "dore_fa_gradient",
     "dore_fa_squash",
     "dore_fa_weights",
+    "freeze_oscillations",
+    "quant_noise",
     "standardize_weights",
 ]
