@@ -39,7 +39,8 @@ FLOORS = (
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference", "algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
+    ("_inference",),
+    ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),
     # 6: the command

@@ -7,6 +7,7 @@ method                    name                                          arXiv
 ========================= ============================================= =================
 APoT                      ``jqz.AdditivePowerOfTwo(gradient=RCF())``,   1909.13144
                           ``standardize_weights``
+batch norm, folded        ``fold_batch_norm``, ``folded_batch_norm``    1806.08342
 BinaryConnect, XNOR-Net   ``jqz.Binary``                                1511.00363,
                                                                         1603.05279
 BitNet b1.58              ``bit_net_weights``, ``bit_net_activations``  2402.17764
@@ -19,6 +20,7 @@ DoReFa-Net                ``dore_fa_weights``, ``dore_fa_squash``,      1606.061
 LSQ, LSQ+, PACT           ``jqz.gradients``, ``jqz.learnable``          1902.08153,
                                                                         2004.09576,
                                                                         1805.06085
+moving ranges             ``moving_ranges``                             1712.05877
 oscillations              ``freeze_oscillations``,                      2203.11086
                           ``dampen_oscillations``
 Quant-Noise               ``quant_noise``                               2004.07320
@@ -27,18 +29,23 @@ TWN                       ``jqz.Ternary``                               1605.047
 ========================= ============================================= =================
 """
 
+from jqz.training.batch_norm import BatchNorm, fold_batch_norm, folded_batch_norm
 from jqz.training.bit_net import bit_net_activations, bit_net_weights
 from jqz.training.dampening import DampenOscillationsState, dampen_oscillations
 from jqz.training.deep_shift import ShiftAndSign, deep_shift_clip, deep_shift_join, deep_shift_split
 from jqz.training.dore_fa import dore_fa_activations, dore_fa_gradient, dore_fa_squash, dore_fa_weights
+from jqz.training.moving_ranges import MovingRanges, RangesState, moving_ranges
 from jqz.training.oscillation import FreezeOscillationsState, Oscillation, freeze_oscillations
 from jqz.training.quant_noise import quant_noise
 from jqz.training.standardize import standardize_weights
 
 __all__ = [
+    "BatchNorm",
     "DampenOscillationsState",
     "FreezeOscillationsState",
+    "MovingRanges",
     "Oscillation",
+    "RangesState",
     "ShiftAndSign",
     "bit_net_activations",
     "bit_net_weights",
@@ -50,7 +57,10 @@ __all__ = [
     "dore_fa_gradient",
     "dore_fa_squash",
     "dore_fa_weights",
+    "fold_batch_norm",
+    "folded_batch_norm",
     "freeze_oscillations",
+    "moving_ranges",
     "quant_noise",
     "standardize_weights",
 ]
