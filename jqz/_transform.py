@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import typing
 from collections.abc import Callable, Iterator
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jqz import _paths, _qtensor, _ste
-from jqz._learnable import Learnable, is_whole, value_and_grid
+from jqz._learnable import Learnable, value_and_grid
 from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._scheme import Grid, Scheme
@@ -159,10 +160,10 @@ def fake_quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | No
     >>> jax.grad(lambda w: (jqz.fake_quantize(w, jqz.Symmetric(bits=2)) * 3).sum())(w).tolist()
     [3.0, 3.0, 3.0]
     """
-    keys = iter(range(len(jax.tree.leaves(params, is_leaf=is_whole))))
+    index = itertools.count()
 
     def rounded(leaf: Selected) -> jax.Array:
-        scheme = leaf.scheme if key is None else leaf.scheme.with_key(jax.random.fold_in(key, next(keys)))
+        scheme = leaf.scheme if key is None else leaf.scheme.with_key(jax.random.fold_in(key, next(index)))
         return scheme.simulate(leaf.value, leaf.grid)
 
     return map_selected("fake_quantize", params, policy, rounded)

@@ -9,8 +9,7 @@ Apprentice, distillation  ``apprentice_loss``, ``distillation_loss``    1711.058
 APoT                      ``jqz.AdditivePowerOfTwo(gradient=RCF())``,   1909.13144
                           ``standardize_weights``
 batch norm, folded        ``fold_batch_norm``, ``folded_batch_norm``    1806.08342
-BinaryConnect, XNOR-Net   ``jqz.Binary``                                1511.00363,
-                                                                        1603.05279
+BinaryConnect             ``jqz.Binary(scale=UnitScale())``             1511.00363
 BitNet b1.58              ``bit_net_weights``, ``bit_net_activations``  2402.17764
 DeepShift-PS              ``deep_shift_split``, ``deep_shift_join``,    1905.13298
                           ``deep_shift_clip``
@@ -29,6 +28,7 @@ oscillations              ``freeze_oscillations``,                      2203.110
 Quant-Noise               ``quant_noise``                               2004.07320
 TTQ                       ``jqz.Ternary(scale=PerSign())``              1612.01064
 TWN                       ``jqz.Ternary``                               1605.04711
+XNOR-Net                  ``jqz.Binary``, ``xnor_input_scale``          1603.05279
 ========================= ============================================= =================
 """
 
@@ -43,6 +43,7 @@ from jqz.training.moving_ranges import MovingRanges, RangesState, moving_ranges
 from jqz.training.oscillation import FreezeOscillationsState, Oscillation, freeze_oscillations
 from jqz.training.quant_noise import quant_noise
 from jqz.training.standardize import standardize_weights
+from jqz.training.xnor import xnor_input_scale
 
 __all__ = [
     "ApprenticeWeights",
@@ -76,4 +77,5 @@ __all__ = [
     "size_penalty",
     "standardize_weights",
     "widths_to_policy",
+    "xnor_input_scale",
 ]

@@ -126,7 +126,7 @@ def freeze_oscillations(
         rows = zip(decisions, treedef.flatten_up_to(updates), treedef.flatten_up_to(state.leaves), strict=True)
         moved, seen = [], []
         for decision, change, before in rows:
-            if before is not None:
+            if isinstance(before, Oscillation):
                 change, before = _step(decision, change, before, limit, momentum)
             moved.append(change)
             seen.append(before)

@@ -1,5 +1,6 @@
 """Some weights rounded at each step, the others exact: Quant-Noise."""
 
+import itertools
 import typing
 
 import jax
@@ -46,10 +47,10 @@ def quant_noise(
     """
     if isinstance(rate, int | float) and not 0 <= rate <= 1:
         raise ValueError(f"quant_noise: got rate={rate!r}, wanted a probability from 0 to 1. Use rate=0.5.")
-    keys = iter(range(len(jax.tree.leaves(params))))
+    index = itertools.count()
 
     def noisy(leaf: Selected) -> jax.Array:
-        draw, round_ = jax.random.split(jax.random.fold_in(key, next(keys)))
+        draw, round_ = jax.random.split(jax.random.fold_in(key, next(index)))
         rounded = leaf.scheme.with_key(round_).simulate(leaf.value, leaf.grid)
         if not leaf.value.ndim:
             return jnp.where(jax.random.bernoulli(draw, rate), rounded, leaf.value)
