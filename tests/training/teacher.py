@@ -36,7 +36,7 @@ def error(y):
 def rounded_error(policy, params=None):
     """That of the teacher with rounded weights, untrained."""
     teacher, x, _ = task()
-    return float(error(model(jqz.fake_quantize(params or teacher, policy), x)))
+    return float(jax.jit(lambda params: error(model(jqz.fake_quantize(params, policy), x)))(params or teacher))
 
 
 def train(loss, variables, optimizer=None, steps=150, state=None):

@@ -33,7 +33,7 @@ def _float64(x, kernel, norm, rounded):
 def test_the_correction():
     folded = KERNEL * (NORM.scale / np.sqrt(NORM.var + 1e-5))
     wanted = _float64(X, KERNEL, NORM, _conv(X, jqz.fake_quantize(jnp.asarray(folded), SCHEME)))
-    y, norm = folded_batch_norm(_conv, X, KERNEL, NORM, SCHEME, momentum=0.9)
+    y, norm = jax.jit(lambda: folded_batch_norm(_conv, X, KERNEL, NORM, SCHEME, momentum=0.9))()
     for got, want in zip((y, norm.mean, norm.var), wanted, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(norm.scale, NORM.scale)
@@ -55,11 +55,19 @@ def test_without_rounding_it_is_batch_norm(train):
         return folded_batch_norm(_conv, X, kernel, NORM._replace(scale=scale), None, not train, momentum=0.9)
 
     g = RNG.standard_normal((4, 6, 6, 5)).astype(np.float32)
-    wanted, pull, state = jax.vjp(flax, KERNEL, NORM.scale, has_aux=True)
-    got, pull_folded, norm = jax.vjp(folded, KERNEL, NORM.scale, has_aux=True)
+
+    def with_gradients(fn):
+        def run(kernel, scale):
+            y, pull, state = jax.vjp(fn, kernel, scale, has_aux=True)
+            return y, pull(g), state
+
+        return jax.jit(run)(KERNEL, NORM.scale)
+
+    wanted, gradients, state = with_gradients(flax)
+    got, gradients_folded, norm = with_gradients(folded)
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(norm.var, state["batch_stats"]["var"], rtol=1e-4)
-    for one, other in zip(pull_folded(g), pull(g), strict=True):
+    for one, other in zip(gradients_folded, gradients, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-4)
 
 
@@ -72,7 +80,7 @@ def test_frozen_is_what_is_deployed():
     for got, want in zip(norm, NORM, strict=True):
         np.testing.assert_array_equal(got, want)
     loose, moved = run(jnp.bool_(False))
-    plain, same = folded_batch_norm(_conv, X, KERNEL, NORM, SCHEME)
+    plain, same = jax.jit(lambda: folded_batch_norm(_conv, X, KERNEL, NORM, SCHEME))()
     np.testing.assert_allclose(loose, plain, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(moved.mean, same.mean, rtol=1e-5)
 

@@ -16,8 +16,13 @@ X, G = RNG.standard_normal((2, 6, 5)).astype(np.float32)
 def test_values_and_gradients(bits, whole):
     limit = 1.3
     widths = {"w": Width(jnp.float32(bits), jnp.float32(limit))}
-    value, pull = jax.vjp(lambda x, widths: round_to_widths({"w": x}, widths)["w"], jnp.asarray(X), widths)
-    of_x, of_widths = pull(jnp.asarray(G))
+
+    @jax.jit
+    def run(x, widths, g):
+        value, pull = jax.vjp(lambda x, widths: round_to_widths({"w": x}, widths)["w"], x, widths)
+        return value, *pull(g)
+
+    value, of_x, of_widths = run(X, widths, G)
     x, g, top = X.astype(np.float64), G.astype(np.float64), 2 ** (whole - 1) - 1
     wanted = limit / top * np.clip(np.rint(x / (limit / top)), -top, top)
     np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
@@ -39,7 +44,8 @@ def test_gradients_are_those_of_a_held_rounding_error():
 
     error = np.rint(x / step(5, limit)) - x / step(5, limit)
     widths = {"w": Width(jnp.float32(5), jnp.float32(limit))}
-    got = jax.jacobian(lambda w: round_to_widths({"w": jnp.asarray(x, jnp.float32)}, w)["w"])(widths)["w"]
+    values = lambda widths: round_to_widths({"w": jnp.asarray(x, jnp.float32)}, widths)["w"]  # noqa: E731
+    got = jax.jit(jax.jacobian(values))(widths)["w"]
     by_bits = error * (step(5 + 1e-6, limit) - step(5 - 1e-6, limit)) / 2e-6
     by_limit = error * (step(5, limit + 1e-6) - step(5, limit - 1e-6)) / 2e-6
     np.testing.assert_allclose(got.bits, by_bits, atol=1e-5)
@@ -58,7 +64,7 @@ def test_bits_come_back_from_their_bounds():
 
 def test_a_policy_stores_what_was_trained():
     params = {"a": {"kernel": jnp.asarray(X)}, "b": {"kernel": jnp.asarray(G), "bias": jnp.ones(3)}}
-    widths = learn_widths(params, {"**/kernel": jqz.Symmetric(bits=5, range=jqz.ranges.OCTAV())})
+    widths = learn_widths(params, {"**/kernel": jqz.Symmetric(bits=5, range=jqz.ranges.MeanMagnitude())})
     assert set(widths) == {"a/kernel", "b/kernel"}
     widths["a/kernel"] = Width(jnp.float32(2.6), widths["a/kernel"].limit * 1.1)
     coded = jqz.quantize(params, widths_to_policy(widths))
@@ -81,7 +87,7 @@ def test_refusals():
 
 def test_training_keeps_the_budget_and_beats_rounding():
     params, x, _ = teacher.task()
-    start = learn_widths(params, {"**/kernel": jqz.Symmetric(bits=6, range=jqz.ranges.OCTAV())})
+    start = learn_widths(params, {"**/kernel": jqz.Symmetric(bits=6, range=jqz.ranges.MeanMagnitude())})
     budget = 3 * (8 * 32 + 32 * 4) / 8
 
     def loss(variables, turn):
@@ -97,5 +103,5 @@ def test_training_keeps_the_budget_and_beats_rounding():
     coded = jqz.quantize(trained, policy)
     stored = sum(coded[name]["kernel"].size * coded[name]["kernel"].scheme.bits / 8 for name in "ab")
     assert stored <= budget
-    rounded = teacher.rounded_error({"**/kernel": jqz.Symmetric(bits=3, range=jqz.ranges.OCTAV())})
+    rounded = teacher.rounded_error({"**/kernel": jqz.Symmetric(bits=3, range=jqz.ranges.MeanMagnitude())})
     assert teacher.rounded_error(policy, trained) < 0.5 * rounded
