@@ -68,7 +68,8 @@ class LSQ(GridGradient):
     d value / d scale = R(v) - v inside, the level number of the end outside; d value / d offset = 1 outside; both
     times 1 / sqrt(N top), with N the number of values that share a scale and top the highest level number, so that a
     scale moves in proportion to itself as a weight does. Use it to train at 2 to 4 bits, from
-    ``range=jqz.ranges.MeanMagnitude()`` for weights and ``observer=jqz.observers.MSE()`` for activations.
+    ``range=jqz.ranges.MeanMagnitude()`` (LSQ+: ``Sigmas()``) for weights and ``observer=jqz.observers.MSE()`` for
+    activations.
 
     Args:
       batch_axes: axes that do not count in N; (0,) for activations, so that a larger batch changes nothing.

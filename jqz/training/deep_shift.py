@@ -33,10 +33,10 @@ class ShiftAndSign:
 def deep_shift_split(params: typing.Any, policy: PolicyLike) -> typing.Any:
     """Puts a shift and a sign in the place of each selected weight: DeepShift-PS begins here.
 
-    ``deep_shift_join`` makes weights of them in the loss; the optimizer trains shifts and signs. (DeepShift-Q trains
-    the weights themselves and needs no function of its own: ``fake_quantize`` with
-    ``PowerOfTwo(bits, rounding=Geometric(), top=GivenTop(0))``.) PS learns which weights are zero, and wants
-    a small learning rate, or RAdam, since a shift by one doubles a weight.
+    ``deep_shift_join`` makes weights of them in the loss; the optimizer trains shifts and signs. PS learns which
+    weights are zero, and wants a small learning rate, or RAdam, since a shift by one doubles a weight. DeepShift-Q
+    trains the weights themselves and needs no function of its own: ``fake_quantize`` with ``PowerOfTwo(bits,
+    rounding=Geometric(), top=GivenTop(0))``, where weights beyond the top get no gradient.
 
     Args:
       params: weights to begin with, trained or random.
