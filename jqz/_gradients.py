@@ -9,9 +9,10 @@ makes. With v = (x - origin) / scale and R rounding:
 ``Fixed`` 0                                  0                                    0
 ``LSQ``   R(v) - v                           the level number of that end         1 outside, 0 inside
 ``PACT``  0                                  the same                             1 outside, 0 inside
+``RCF``   R(v) - v                           the same                             1 outside, 0 inside
 ========= ================================== ==================================== =====================
 
-References: LSQ arXiv:1902.08153, LSQ+ arXiv:2004.09576, PACT arXiv:1805.06085.
+References: LSQ arXiv:1902.08153, LSQ+ arXiv:2004.09576, PACT arXiv:1805.06085, RCF arXiv:1909.13144.
 """
 
 import abc
@@ -26,7 +27,7 @@ Partials = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Line(typing.NamedTuple):
-    """Evenly spaced levels, in the shape of what is rounded to them; ``value = origin + scale * level number``."""
+    """Levels that stretch with a scale, in the shape of what is rounded to them; ``value = origin + scale * level``."""
 
     scale: jax.Array
     low: jax.Array
@@ -67,7 +68,8 @@ class LSQ(GridGradient):
     d value / d scale = R(v) - v inside, the level number of the end outside; d value / d offset = 1 outside; both
     times 1 / sqrt(N top), with N the number of values that share a scale and top the highest level number, so that a
     scale moves in proportion to itself as a weight does. Use it to train at 2 to 4 bits, from
-    ``range=jqz.ranges.MeanMagnitude()`` for weights and ``observer=jqz.observers.MSE()`` for activations.
+    ``range=jqz.ranges.MeanMagnitude()`` (LSQ+: ``Sigmas()``) for weights and ``observer=jqz.observers.MSE()`` for
+    activations.
 
     Args:
       batch_axes: axes that do not count in N; (0,) for activations, so that a larger batch changes nothing.
@@ -114,3 +116,29 @@ class PACT(GridGradient):
         inside = (x >= line.low) & (x < line.high)
         of_scale = jnp.where(inside, 0, (value - line.origin) / line.scale)
         return inside.astype(x.dtype), of_scale, (~inside).astype(x.dtype)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class RCF(GridGradient):
+    """The reparameterized clipping function of APoT: the clip learns from rounding errors, and no weight stops.
+
+    With clip = top * scale and x rounded to clip * L(x / clip): d value / d clip = sign(x) outside and
+    (value - x) / clip inside; the scale, which the grid holds, gets top times that. The gradient of x passes everywhere
+    where levels have both signs, and inside the range where they do not. ``LSQ`` differs by its factor, and stops
+    weights that were clipped. Its clip wants a larger learning rate than the weights, and a weight decay.
+
+    >>> import jax, jax.numpy as jnp, jqz
+    >>> scheme = jqz.AdditivePowerOfTwo(bits=3, gradient=jqz.gradients.RCF())
+    >>> x, grid = jnp.array([0.7, 1.0, 9.0]), scheme.calibrate(jnp.array([4.0]))
+    >>> grad = jax.grad(lambda grid: scheme.simulate(x, grid).sum())(grid)
+    >>> round(float(grad.scale[0]), 3)  # (1 - 0.7) + 0 + 4
+    4.3
+
+    References: arXiv:1909.13144, equation 6.
+    """
+
+    def partials(self, x: jax.Array, value: jax.Array, line: Line, entries: int) -> Partials:
+        inside = (x > line.low) & (x < line.high)
+        of_scale = jnp.where(inside, value - x, value - line.origin) / line.scale
+        return (inside | (line.low < line.origin)).astype(x.dtype), of_scale, (~inside).astype(x.dtype)

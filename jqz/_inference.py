@@ -21,7 +21,7 @@ from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
 from jqz._values import Coded, Stored, Value, Weight, decode
-from jqz._walk import PRODUCTS, Note, Walk, either
+from jqz._walk import PRODUCTS, Note, Rules, Walk, either
 from jqz.kernels import cache, convolution, dot, floats, gather, ragged, row, simulate, structure, waiting, watch
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
@@ -183,14 +183,31 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
 
     @functools.wraps(fn, updated=())
     def in_training(variables: typing.Any, sites: Sites | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        decisions, treedef = resolve("simulated", policy, variables)
-        rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
-        weights = _tagged(treedef.flatten_up_to(rounded), decisions)
-        given = _given("simulated", sites)
-        walk = Walk(rules, given, always=_always(policy, given), forms=floats.RULES)
-        return walk_through(fn, (treedef.unflatten(weights), *args), kwargs, walk)
+        return walk_in_training(fn, policy, rules, variables, sites, args, kwargs)[0]
 
     return in_training
+
+
+def walk_in_training(
+    fn: Callable[..., typing.Any],
+    policy: PolicyLike,
+    rules: Rules,
+    variables: typing.Any,
+    sites: Sites | None,
+    args: typing.Any,
+    kwargs: typing.Any,
+) -> tuple[typing.Any, Stats]:
+    """What a function returns on rounded weights by the rules of a walk, and what these recorded."""
+    decisions, treedef = resolve("simulated", policy, variables)
+    rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
+    weights = _tagged(treedef.flatten_up_to(rounded), decisions)
+    given = _given("simulated", sites)
+    walk = Walk(rules, given, always=_always(policy, given), forms=floats.RULES)
+    return walk_through(fn, (treedef.unflatten(weights), *args), kwargs, walk), _recorded(walk)
+
+
+def _recorded(walk: Walk) -> Stats:
+    return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
 
 
 def observe(
@@ -233,7 +250,7 @@ def observe(
         walk = Walk(rules, always=_always(policy, {}), forms=floats.RULES)
         leaves = [value_and_grid("observe", d.path, d.leaf, None)[0] for d in decisions]
         walk_through(fn, (treedef.unflatten(_tagged(leaves, decisions)), *args), kwargs, walk)
-        return {name: dataclasses.replace(r.tree, lengths=r.lengths) for name, r in walk.records.items()}
+        return _recorded(walk)
 
     return watched
 

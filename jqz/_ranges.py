@@ -10,6 +10,7 @@ the reduced axes kept. Which one to use:
 ``MSE``           searches the clip with the least error on a grid of candidates; best below 8 bits
 ``OCTAV``         the same optimum by a fixed point, a few passes and no grid; the fastest good clip
 ``MeanMagnitude`` where learned scales start (LSQ)
+``Sigmas``        the mean and three standard deviations about it, where learned scales start (LSQ+)
 ``Given``         limits you know
 ================= ===============================================================================
 """
@@ -264,6 +265,37 @@ class MeanMagnitude(Range):
         mean = jnp.mean(jnp.abs(blocks) * shrink, axis=axes, keepdims=True)
         most = float(jnp.finfo(blocks.dtype).max)
         return jnp.minimum(2 * mean * jnp.sqrt(steps), most / grow) * grow
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Sigmas(Range):
+    """``count`` standard deviations about the mean.
+
+    About zero, a step of max(abs(mean - 3 sigma), abs(mean + 3 sigma)) / (p + 1), with p steps to each side: where
+    LSQ+ starts for weights, p + 1 being 2**(bits-1) (arXiv:2004.09576).
+    """
+
+    count: float = 3.0
+
+    def limits(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, steps: jax.typing.ArrayLike) -> Limits:
+        shrink, grow = _normalizer(_absmax(blocks, axes))
+        x, most = blocks * shrink, float(jnp.finfo(blocks.dtype).max)
+        mean = jnp.mean(x, axis=axes, keepdims=True)
+        reach = self.count * jnp.sqrt(jnp.mean((x - mean) ** 2, axis=axes, keepdims=True))
+        low, high = (jnp.clip(end, -most / grow, most / grow) * grow for end in (mean - reach, mean + reach))
+        return low, high
+
+    def magnitude(
+        self,
+        blocks: jax.Array,
+        axes: tuple[int, ...],
+        fake: Callable[[jax.Array], jax.Array],
+        steps: jax.typing.ArrayLike,
+    ) -> jax.Array:
+        low, high = self.limits(blocks, axes, lambda lo, hi: fake(hi), steps)
+        steps = jnp.asarray(steps, blocks.dtype)
+        return jnp.maximum(-low, high) * (steps / (steps + 1))
 
 
 @typing.final

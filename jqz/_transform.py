@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import itertools
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jqz import _paths, _qtensor, _ste
 from jqz._learnable import Learnable, value_and_grid
 from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor, is_qtensor
-from jqz._scheme import Scheme
+from jqz._scheme import Grid, Scheme
 
 
 @contextlib.contextmanager
@@ -159,18 +160,49 @@ def fake_quantize(params: typing.Any, policy: PolicyLike, *, key: jax.Array | No
     >>> jax.grad(lambda w: (jqz.fake_quantize(w, jqz.Symmetric(bits=2)) * 3).sum())(w).tolist()
     [3.0, 3.0, 3.0]
     """
-    decisions, treedef = resolve("fake_quantize", policy, params)
-    out, index = [], 0
-    for d in decisions:
-        leaf, grid = value_and_grid("fake_quantize", d.path, d.leaf, d.scheme)
+    index = itertools.count()
+
+    def rounded(leaf: Selected) -> jax.Array:
+        scheme = leaf.scheme if key is None else leaf.scheme.with_key(jax.random.fold_in(key, next(index)))
+        return scheme.simulate(leaf.value, leaf.grid)
+
+    return map_selected("fake_quantize", params, policy, rounded)
+
+
+class Selected(typing.NamedTuple):
+    """A leaf that a policy selects: its path, its float values, its own grid if it has one, its scheme."""
+
+    path: str
+    value: jax.Array
+    grid: Grid
+    scheme: Scheme
+
+
+def map_selected(
+    who: str, params: typing.Any, policy: PolicyLike, fn: Callable[..., typing.Any], *others: typing.Any
+) -> typing.Any:
+    """The tree with ``fn(leaf, *parts)`` for each leaf that a policy selects.
+
+    Other leaves are what the first of ``others`` has in their place; without others they stay, as floats without grids.
+
+    Args:
+      who: the verb that errors name.
+      params: any pytree of floating arrays.
+      policy: as for ``quantize``.
+      fn: takes a ``Selected``, and what each of ``others`` has in the leaf's place.
+      others: trees with a subtree for each leaf of ``params``.
+    """
+    decisions, treedef = resolve(who, policy, params)
+    rows = zip(*(treedef.flatten_up_to(other) for other in others), strict=True) if others else ((),) * len(decisions)
+    out = []
+    for d, parts in zip(decisions, rows, strict=True):
+        leaf, grid = value_and_grid(who, d.path, d.leaf, d.scheme)
         if d.scheme is None:
-            out.append(leaf)
+            out.append(parts[0] if parts else leaf)
             continue
-        _check("fake_quantize", d)
-        with _at("fake_quantize", d.path, d.leaf):
-            scheme = d.scheme if key is None else d.scheme.with_key(jax.random.fold_in(key, index))
-            out.append(scheme.simulate(jnp.asarray(leaf), grid))
-        index += 1
+        _check(who, d)
+        with _at(who, d.path, d.leaf):
+            out.append(fn(Selected(d.path, jnp.asarray(leaf), grid, d.scheme), *parts))
     return treedef.unflatten(out)
 
 

@@ -321,6 +321,7 @@ EXEMPT: dict[typing.Any, list[tuple[tuple[type, ...], str]]] = {
         ((ranges.Given, *named("GivenStep", "UnitScale", "GivenTop")), "the grid is given"),
         (named("NNabla"), "where zero is no level, it becomes the least number"),
     ],
+    gradient_passes: [(named("PerSign"), "a cotangent times a magnitude near the largest number overflows")],
     vmap_stacks: [((rounding.Stochastic,), CHANCE)],
     blocks_stand_alone: [((rounding.Stochastic,), CHANCE), (named("E4M3Scale"), "blocks share a second scale")],
     narrow_computes_wide: [((rounding.Stochastic,), "each leaf has a key of its own")],

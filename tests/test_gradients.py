@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jqz
-from jqz._gradients import LSQ, PACT
+from jqz._gradients import LSQ, PACT, RCF
 from jqz.schemes import FromZero, Full, Minimum, Offset
 
 RNG = np.random.default_rng(0)
@@ -96,6 +96,29 @@ def test_pact(bits):
     np.testing.assert_allclose(of_grid.scale[0, 0], top * g[x >= clip].sum(dtype=np.float64), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("signs", "top"), [(None, 10), (jqz.schemes.NonNegative(), 48)])
+def test_rcf(signs, top):
+    """d / d clip is sign(x) beyond the clip and (value - x) / clip inside; weights get every gradient."""
+    scheme = jqz.AdditivePowerOfTwo(bits=4, gradient=RCF())
+    scheme = scheme if signs is None else dataclasses.replace(scheme, signs=signs)
+    grid, x, g = scheme.calibrate(jnp.full((1, 1), 1.7)), X.astype(np.float64), G.astype(np.float64)
+    value, of_x, of_grid = _grads(scheme, grid)
+    clip = float(grid.scale[0, 0]) * top
+    assert clip == pytest.approx(1.7, rel=1e-6)
+    inside = (x > (-clip if signs is None else 0)) & (x < clip)
+    beyond = np.sign(x) if signs is None else (x > 0)
+    of_clip = np.where(inside, (np.asarray(value, np.float64) - x) / clip, beyond)
+    np.testing.assert_allclose(of_grid.scale[0, 0], top * (g * of_clip).sum(), rtol=1e-4)
+    np.testing.assert_array_equal(of_x, G if signs is None else G * inside)
+
+
+def test_sums_of_powers_learn_as_lsq_does():
+    scheme = jqz.AdditivePowerOfTwo(bits=2, gradient=LSQ())  # levels -1, 0, 1, as of Symmetric
+    grid = scheme.calibrate(jnp.full((1, 1), 1.2))
+    for got, want in zip(_grads(scheme, grid), _lsq(X, G, float(grid.scale[0, 0]), -1, 1), strict=False):
+        np.testing.assert_allclose(np.squeeze(jax.tree.leaves(got)[0]), want, rtol=1e-4, atol=1e-5)
+
+
 def test_by_hand():
     """Scale 1, levels -1, 0, 1: errors of rounding inside, ends outside and where they are reached."""
     scheme = jqz.Symmetric(bits=2, gradient=LSQ())
@@ -139,6 +162,16 @@ def test_steps_start_where_lsq_starts():
         unsigned = jqz.Asymmetric(bits=bits, range=jqz.ranges.MeanMagnitude(), anchor=FromZero())
         wanted = 2 * np.maximum(X.astype(np.float64), 0).mean() / np.sqrt(2**bits - 1)
         np.testing.assert_allclose(unsigned.calibrate(jnp.maximum(X, 0)).scale[0, 0], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("shift", [0.0, -0.7])
+def test_steps_start_where_lsq_plus_starts(bits, shift):
+    x = X.astype(np.float64) + shift
+    scheme = jqz.Symmetric(bits=bits, granularity=jqz.PerAxis(-1), range=jqz.ranges.Sigmas(), codes=Full())
+    ends = [np.abs(x.mean(0) + sign * 3 * x.std(0)) for sign in (-1, 1)]
+    got = scheme.calibrate(jnp.asarray(x, jnp.float32)).scale[0]
+    np.testing.assert_allclose(got, np.maximum(*ends) / 2 ** (bits - 1), rtol=1e-5)
 
 
 def test_refusals():

@@ -6,13 +6,14 @@ import pytest
 import jqz
 from jqz import ranges
 
-AbsMax, Given, MinMax, MSE, OCTAV, Percentile = (
+AbsMax, Given, MinMax, MSE, OCTAV, Percentile, Sigmas = (
     ranges.AbsMax,
     ranges.Given,
     ranges.MinMax,
     ranges.MSE,
     ranges.OCTAV,
     ranges.Percentile,
+    ranges.Sigmas,
 )
 
 SAMPLES = {
@@ -133,7 +134,7 @@ def test_octav_is_a_fixed_point_of_its_own_equations():
     assert x.min() < low < 1.5 < 4.5 < high < x.max()
 
 
-@pytest.mark.parametrize("estimator", [MSE(candidates=20), OCTAV(), Percentile(97.0)], ids=str)
+@pytest.mark.parametrize("estimator", [MSE(candidates=20), OCTAV(), Percentile(97.0), Sigmas(2.0)], ids=str)
 @pytest.mark.parametrize("exponent", [126, -95])
 def test_estimators_do_not_care_for_the_unit(estimator, exponent):
     """Exactly the same clip at 1e37 and at 1e-29, where squares overflow or vanish."""
@@ -159,7 +160,7 @@ def test_constants_and_zeros(estimator):
         np.testing.assert_allclose(jqz.fake_quantize(x, scheme), x, rtol=1e-6)
 
 
-@pytest.mark.parametrize("estimator", [MSE(candidates=8), OCTAV(), Percentile()], ids=str)
+@pytest.mark.parametrize("estimator", [MSE(candidates=8), OCTAV(), Percentile(), Sigmas()], ids=str)
 def test_float64(estimator):
     x = SAMPLES["laplace"][:500].astype(np.float64)
     with jax.enable_x64(True):

@@ -10,19 +10,24 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _ste
-from jqz._activations import Inputs, meet
+from jqz._activations import Inputs, Meeting, meet
 from jqz._scheme import Grid, Scheme
 from jqz._values import Value, decode
 from jqz._walk import Equation, Rule
 
 
-def rules(inputs: Inputs) -> dict[str, Rule]:
-    """The rule table: round what meets a weight, by the scheme that ``inputs`` gives for the weight's path."""
+def rules(inputs: Inputs, record: Callable[[Meeting], None] | None = None) -> dict[str, Rule]:
+    """The rule table: round what meets a weight, by the scheme that ``inputs`` gives for the weight's path.
+
+    ``record`` sees each meeting before anything is rounded.
+    """
 
     def product(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands[:2], inputs)
         if met is None:
             return None
+        if record is not None:
+            record(met)
         x = decode(met.x) if met.scheme is None else met.rounded(_simulate)
         pair = met.ordered(x, decode(met.against(_simulate)))
         if eqn.primitive == "conv_general_dilated":

@@ -43,7 +43,7 @@ from jqz.schemes.power_of_two import (
     WithZero,
 )
 from jqz.schemes.symmetric import Full, Narrow, Symmetric
-from jqz.schemes.ternary import MaxFraction, MeanFraction, Ternary
+from jqz.schemes.ternary import MaxFraction, MeanBeyond, MeanFraction, MeanOfAll, PerSign, Ternary
 
 CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
     Symmetric: (
@@ -83,6 +83,8 @@ CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
         Ternary(),
         Ternary(granularity=PerAxis(-1), threshold=MaxFraction(0.05)),
         Ternary(granularity=PerGroup(4, axis=0)),
+        Ternary(threshold=MeanFraction(0.5), scale=MeanOfAll()),
+        Ternary(granularity=PerAxis(-1), threshold=MaxFraction(0.05), scale=PerSign()),
     ),
     PowerOfTwo: (
         PowerOfTwo(bits=4),
@@ -164,7 +166,9 @@ __all__ = [
     "Int8",
     "KMeans",
     "MaxFraction",
+    "MeanBeyond",
     "MeanFraction",
+    "MeanOfAll",
     "MeanScale",
     "Minimum",
     "NNabla",
@@ -173,6 +177,7 @@ __all__ = [
     "NormalFloat",
     "Offset",
     "Paper",
+    "PerSign",
     "PowerOfTwo",
     "RangeScale",
     "RealScale",

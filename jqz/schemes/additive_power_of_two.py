@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz import _levels, _scheme
+from jqz._gradients import Fixed, GridGradient, Line
 from jqz._granularity import Granularity, PerTensor
 from jqz._powers import BothSigns, NonNegative, Signs
 from jqz._ranges import AbsMax, Range
@@ -53,6 +54,8 @@ class AdditivePowerOfTwo(Scheme):
       granularity: which values share a scale.
       range: what magnitude to cover: ``AbsMax``, ``MSE`` (best below 5 bits), ``Percentile``, ``Given``.
       signs: ``BothSigns``, or ``NonNegative`` for values after relu: one bit more of magnitude, codes in uint8.
+      gradient: of the scale, in training on given grids: ``Fixed`` (none, the default), ``RCF`` (the paper's learned
+        clip; begin with ``range=Given(-3.0, 3.0)`` and ``jqz.training.standardize_weights``), ``LSQ``, ``PACT``.
 
     Raises:
       ValueError: bits outside the range.
@@ -70,6 +73,7 @@ class AdditivePowerOfTwo(Scheme):
     granularity: Granularity = PerTensor()
     range: Range = AbsMax()
     signs: Signs = BothSigns()
+    gradient: GridGradient = Fixed()
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, jax.Array):
@@ -134,3 +138,14 @@ class AdditivePowerOfTwo(Scheme):
             return None
         top = self.granularity.expand(grid.scale, x.shape) * int(self._table[-1])
         return ((x >= 0) & (x <= top)).astype(x.dtype)
+
+    @property
+    def learns(self) -> bool:
+        return not isinstance(self.gradient, Fixed)
+
+    def partials(self, x: jax.Array, value: jax.Array, grid: ScaleGrid) -> tuple[jax.Array, ScaleGrid]:
+        scale, top = self.granularity.expand(grid.scale, x.shape), int(self._table[-1])
+        zero = jnp.zeros_like(scale)
+        line = Line(scale, -top * scale if self._signed else zero, top * scale, zero, top)
+        of_x, of_scale, _ = self.gradient.partials(x, value, line, grid.scale.size)
+        return of_x, ScaleGrid(of_scale)

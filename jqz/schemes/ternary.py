@@ -64,6 +64,65 @@ class TernaryGrid(typing.NamedTuple):
     threshold: jax.Array
 
 
+class PerSignGrid(typing.NamedTuple):
+    """Values above ``threshold`` become ``positive``, those below its negative ``-negative``, others 0."""
+
+    positive: jax.Array
+    negative: jax.Array
+    threshold: jax.Array
+
+
+class Scale(abc.ABC):
+    """The magnitude that stands for the values beyond the threshold."""
+
+    @abc.abstractmethod
+    def grid(self, blocks: jax.Array, axes: tuple[int, ...], threshold: jax.Array) -> TernaryGrid | PerSignGrid:
+        """The grid of each block, ``axes`` kept with length 1."""
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class MeanBeyond(Scale):
+    """The mean of the magnitudes above the threshold: the least squared error (TWN)."""
+
+    def grid(self, blocks: jax.Array, axes: tuple[int, ...], threshold: jax.Array) -> TernaryGrid:
+        scale = _scheme.mean_magnitude(blocks, axes, jnp.abs(blocks) > threshold)
+        # NaN where nothing lies above, and where the values hold NaN: then the threshold is NaN as well
+        return TernaryGrid(jnp.where(jnp.isnan(scale), 2 * threshold, scale), threshold)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class MeanOfAll(Scale):
+    """The mean of all magnitudes; with ``MeanFraction(0.5)``, round(x / scale) clipped to [-1, 1] (BitNet b1.58)."""
+
+    def grid(self, blocks: jax.Array, axes: tuple[int, ...], threshold: jax.Array) -> TernaryGrid:
+        scale = _scheme.mean_magnitude(blocks, axes)
+        return TernaryGrid(jnp.where(scale < _scheme.TINY, 1, scale).astype(blocks.dtype), threshold)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class PerSign(Scale):
+    """One magnitude for each sign, which training moves: trained ternary quantization (TTQ).
+
+    They start at the mean beyond the threshold on their side. With g the cotangent, ::
+
+        gradient of positive:  sum of g where x > threshold
+        gradient of negative: -sum of g where x < -threshold
+        gradient of x:         positive g, g, negative g  above, between and below the thresholds
+
+    ``jqz.learnable(params, policy)`` makes them parameters; the threshold stays as calibration found it. Three such
+    levels are no multiples of one scale, so products run on decoded values.
+    """
+
+    def grid(self, blocks: jax.Array, axes: tuple[int, ...], threshold: jax.Array) -> PerSignGrid:
+        either = MeanBeyond().grid(blocks, axes, threshold).scale
+        sides = [_scheme.mean_magnitude(blocks, axes, side > threshold) for side in (blocks, -blocks)]
+        positive, negative = (jnp.where(jnp.isnan(side), either, side) for side in sides)
+        return PerSignGrid(positive, negative, threshold)
+
+
 @_scheme.scheme
 class Ternary(Scheme):
     """Minus a scale, zero, or plus a scale: x ~ scale * sign(x) if abs(x) > threshold else 0.
@@ -75,49 +134,92 @@ class Ternary(Scheme):
     Use it in networks that are trained with it: three levels in 2 bits, a third or more of the weights 0,
     and 2.5 dB better than ``Binary``. ``Symmetric(bits=2, range=MSE())`` has the same levels and searches the clip.
 
+    ======================= ================================ ==============================
+    network                 threshold                        scale
+    ======================= ================================ ==============================
+    ternary weight network  ``MeanFraction(0.7)``            ``MeanBeyond()``: the default
+    trained ternary (TTQ)   ``MaxFraction(0.05)``            ``PerSign()``: learned
+    BitNet b1.58            ``MeanFraction(0.5)``            ``MeanOfAll()``
+    ======================= ================================ ==============================
+
     Args:
       granularity: which values share a scale and a threshold; ``PerAxis(-1)`` for one each output channel.
       threshold: ``MeanFraction(0.7)`` (the default) or ``MaxFraction(0.05)``.
+      scale: ``MeanBeyond`` (the default), ``MeanOfAll`` or ``PerSign``.
 
     Raises:
-      ValueError: (by the thresholds) a fraction outside [0, 1).
+      ValueError: (by the thresholds) a fraction outside [0, 1); ``MeanOfAll`` with a threshold that may exceed it.
 
     >>> import jax.numpy as jnp, jqz
     >>> q = jqz.quantize(jnp.array([-1.0, 0.1, 0.0, 0.5]), jqz.Ternary())
     >>> q.codes.tolist(), jqz.dequantize(q).tolist()
     ([-1, 0, 0, 1], [-0.75, 0.0, 0.0, 0.75])
 
-    References: arXiv:1605.04711 (ternary weight networks), arXiv:1612.01064 (trained ternary quantization).
+    References: arXiv:1605.04711 (ternary weight networks), arXiv:1612.01064 (trained ternary quantization),
+    arXiv:2402.17764 (BitNet b1.58).
     """
 
     granularity: Granularity = PerTensor()
     threshold: Threshold = MeanFraction()
+    scale: Scale = MeanBeyond()
     bits = 2
-    linear = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, MeanOfAll) and not isinstance(self.threshold, MeanFraction):
+            raise ValueError(
+                f"Ternary: got scale={self.scale!r} with threshold={self.threshold!r}, which may lie above that mean. "
+                "Use threshold=MeanFraction(0.5), or scale=MeanBeyond()."
+            )
+
+    @property
+    def learns(self) -> bool:
+        return isinstance(self.scale, PerSign)
+
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        return not self.learns
 
     @property
     def propagates(self) -> bool:  # type: ignore[override]
         return isinstance(self.threshold, MeanFraction)  # a mean has summed every value; a maximum may drop NaN
 
-    def calibrate(self, x: jax.Array) -> TernaryGrid:
-        def grid(blocks: jax.Array, axes: tuple[int, ...]) -> TernaryGrid:
+    def calibrate(self, x: jax.Array) -> TernaryGrid | PerSignGrid:
+        def grid(blocks: jax.Array, axes: tuple[int, ...]) -> TernaryGrid | PerSignGrid:
             typical, threshold = self.threshold.choose(blocks, axes)
             # about scale 1, one half is where nearest rounding turns to zero
             threshold = jnp.where(typical < _scheme.TINY, 0.5, threshold).astype(blocks.dtype)
-            scale = _scheme.mean_magnitude(blocks, axes, jnp.abs(blocks) > threshold)
-            # NaN where nothing lies above, and where the values hold NaN: then the threshold is NaN as well
-            return TernaryGrid(jnp.where(jnp.isnan(scale), 2 * threshold, scale), threshold)
+            return self.scale.grid(blocks, axes, threshold)
 
         return self.granularity.reduce(grid, x.astype(_scheme.work_dtype(x)))
 
-    def encode(self, x: jax.Array, grid: TernaryGrid) -> jax.Array:
+    def _signs(self, x: jax.Array, grid: TernaryGrid | PerSignGrid) -> tuple[jax.Array, jax.Array]:
+        """Where values become positive, and where negative."""
         threshold = self.granularity.expand(grid.threshold, x.shape)
         x = x.astype(threshold.dtype)
-        return (x > threshold).astype(jnp.int8) - (x < -threshold).astype(jnp.int8)
+        return x > threshold, x < -threshold
 
-    def decode(self, codes: jax.Array, grid: TernaryGrid) -> jax.Array:
-        scale = self.granularity.expand(grid.scale, codes.shape)
+    def encode(self, x: jax.Array, grid: TernaryGrid | PerSignGrid) -> jax.Array:
+        positive, negative = self._signs(x, grid)
+        return positive.astype(jnp.int8) - negative.astype(jnp.int8)
+
+    def decode(self, codes: jax.Array, grid: TernaryGrid | PerSignGrid) -> jax.Array:
+        if isinstance(grid, PerSignGrid):
+            sides = [self.granularity.expand(part, codes.shape) for part in grid[:2]]
+            scale = jnp.where(codes > 0, *sides)
+        else:
+            scale = self.granularity.expand(grid.scale, codes.shape)
         return codes.astype(scale.dtype) * scale
 
-    def affine(self, grid: TernaryGrid) -> Affine | None:
-        return Affine(grid.scale, None, lambda codes: codes, 1)
+    def affine(self, grid: TernaryGrid | PerSignGrid) -> Affine | None:
+        return None if isinstance(grid, PerSignGrid) else Affine(grid.scale, None, lambda codes: codes, 1)
+
+    def slope(self, x: jax.Array, grid: TernaryGrid | PerSignGrid) -> jax.Array | None:
+        if not isinstance(grid, PerSignGrid):
+            return None
+        positive, negative = self._signs(x, grid)
+        sides = [self.granularity.expand(part, x.shape) for part in grid[:2]]
+        return jnp.where(positive, sides[0], jnp.where(negative, sides[1], 1))
+
+    def partials(self, x: jax.Array, value: jax.Array, grid: PerSignGrid) -> tuple[jax.Array, PerSignGrid]:
+        positive, negative = (side.astype(x.dtype) for side in self._signs(x, grid))
+        return typing.cast(jax.Array, self.slope(x, grid)), PerSignGrid(positive, -negative, jnp.zeros_like(x))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import jqz
-from jqz.schemes import MaxFraction, MeanFraction
+from jqz.schemes import MaxFraction, MeanFraction, MeanOfAll, PerSign
 
 X = np.random.default_rng(0).laplace(size=(45, 7)).astype(np.float32)
 
@@ -138,3 +138,75 @@ def test_sqnr_table(column, target):
     x = getattr(np.random.default_rng(0), column)(size=(8, 32768)).astype(np.float32)
     values = np.asarray(jqz.fake_quantize(jnp.asarray(x), jqz.Ternary(jqz.PerAxis(0))))
     assert np.mean(10 * np.log10((x**2).mean(1) / ((values - x) ** 2).mean(1))) == pytest.approx(target, abs=0.2)
+
+
+# --- other scales -----------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_all_rounds_as_bitnet_does():
+    gamma = np.abs(X.astype(np.float64)).mean(0)
+    scheme = jqz.Ternary(jqz.PerAxis(-1), MeanFraction(0.5), MeanOfAll())
+    np.testing.assert_allclose(
+        jqz.fake_quantize(jnp.asarray(X), scheme), gamma * np.clip(np.rint(X / gamma), -1, 1), rtol=1e-6
+    )
+    assert jqz.fake_quantize(jnp.zeros(3), scheme.__class__(scale=MeanOfAll())).tolist() == [0, 0, 0]
+
+
+def test_refuses_a_scale_below_its_threshold():
+    with pytest.raises(ValueError, match=r"Ternary: got scale=MeanOfAll\(\).*Use threshold=MeanFraction\(0\.5\)"):
+        jqz.Ternary(threshold=MaxFraction(), scale=MeanOfAll())
+
+
+def test_each_sign_starts_at_its_mean():
+    x = jnp.array([4.0, 2.0, -1.0, 0.1, 0.0])
+    scheme = jqz.Ternary(threshold=MaxFraction(0.05), scale=PerSign())
+    assert jqz.fake_quantize(x, scheme).tolist() == [3, 3, -1, 0, 0]
+    assert jqz.fake_quantize(jnp.abs(x), scheme).tolist() == pytest.approx([7 / 3, 7 / 3, 7 / 3, 0, 0])
+    assert scheme.affine(scheme.calibrate(x)) is None
+
+
+def test_gradients_of_trained_ternary_quantization():
+    """With W+ = 2, W- = 0.5 and a threshold of 1, by hand."""
+    scheme = jqz.Ternary(scale=PerSign())
+    grid = type(scheme.calibrate(jnp.ones(1)))(*(jnp.full(1, value) for value in (2.0, 0.5, 1.0)))
+    x, g = jnp.array([3.0, 1.5, 1.0, -0.2, -1.0, -1.1, -7.0]), jnp.array([1.0, 10.0, 100.0, 3.0, 5.0, 0.25, 0.5])
+    value, pull = jax.vjp(scheme.simulate, x, grid)
+    of_x, of_grid = pull(g)
+    assert value.tolist() == [2, 2, 0, 0, 0, -0.5, -0.5]
+    assert of_x.tolist() == [2, 20, 100, 3, 5, 0.125, 0.25]
+    assert [part.tolist() for part in of_grid] == [[11], [-0.75], [0]]
+
+
+def test_magnitudes_are_parameters_and_are_stored():
+    scheme = jqz.Ternary(jqz.PerAxis(-1), MaxFraction(0.05), PerSign())
+    params = jqz.learnable({"w": jnp.asarray(X)}, scheme)
+    params = jax.tree.map(lambda leaf: 1.5 * leaf, params)
+    coded = jqz.quantize(params, scheme)
+    np.testing.assert_array_equal(coded["w"].grid.positive, params["w"].grid.positive)
+    np.testing.assert_array_equal(jqz.dequantize(coded)["w"], jqz.fake_quantize(params, scheme)["w"])
+    with pytest.raises(ValueError, match="learns its grid"):
+        scheme >> jqz.Symmetric(bits=8)
+
+
+@pytest.mark.parametrize("granularity", [jqz.PerTensor(), jqz.PerAxis(-1)], ids=str)
+def test_training_finds_two_magnitudes(granularity):
+    """A teacher of levels -1, 0 and 3: rounding its noisy weights, or training one magnitude, is far off."""
+    rng = np.random.default_rng(1)
+    levels, x = rng.choice([-1, 0, 3], (16, 8)), rng.standard_normal((128, 16)).astype(np.float32)
+    noisy = jnp.asarray(levels + 0.3 * rng.standard_normal((16, 8)), jnp.float32)
+    target = x @ levels.astype(np.float32)
+
+    def trained(scheme):
+        def loss(params):
+            return jnp.mean((x @ jqz.fake_quantize(params, scheme) - target) ** 2)
+
+        def step(params, _):
+            return jax.tree.map(lambda p, g: p - 0.02 * g, params, jax.grad(loss)(params)), None
+
+        start = jqz.learnable(noisy, scheme)
+        moved = jax.jit(lambda params: jax.lax.scan(step, params, None, length=200)[0])(start)
+        return float(loss(start)), float(loss(moved))
+
+    rounded, learned = trained(jqz.Ternary(granularity, MaxFraction(0.2), PerSign()))
+    assert learned < 0.2 * rounded
+    assert learned < 0.2 * trained(jqz.Ternary(granularity, MaxFraction(0.2)))[1]

@@ -23,6 +23,8 @@ TRANSFORMATIONS = {
     "state, stochastic": training.quantize_state(
         optax.sgd(0.1, momentum=0.9), jqz.Symmetric(bits=4), smallest=0, key=jax.random.key(0)
     ),
+    "oscillations frozen": optax.chain(optax.sgd(0.3), training.freeze_oscillations(POLICY, 0.01, 0.1)),
+    "oscillations dampened": optax.chain(training.dampen_oscillations(POLICY, 0.1), optax.sgd(0.1)),
 }
 
 

@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import teacher
+
+import jqz
+from jqz.training import standardize_weights
+
+RNG = np.random.default_rng(0)
+W, G = RNG.standard_normal((2, 6, 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize("granularity", [jqz.PerTensor(), jqz.PerAxis(-1)], ids=str)
+def test_values_and_gradients(granularity):
+    """Against z = (w - mean) / deviation and its derivative (g - mean(g) - z mean(g z)) / deviation."""
+    scheme = jqz.Symmetric(bits=4, granularity=granularity)
+
+    @jax.jit
+    def run(w, g):
+        value, pull = jax.vjp(lambda w: standardize_weights(w, scheme, epsilon=0.0), w)
+        return value, pull(g)[0]
+
+    value, grad = run(W + 3, G)
+    axes = 0 if isinstance(granularity, jqz.PerAxis) else None
+    w, g = W.astype(np.float64) + 3, G.astype(np.float64)
+    z = (w - w.mean(axes, keepdims=True)) / w.std(axes, keepdims=True)
+    np.testing.assert_allclose(value, z, rtol=1e-4, atol=1e-5)
+    wanted = (g - g.mean(axes, keepdims=True) - z * (g * z).mean(axes, keepdims=True)) / w.std(axes, keepdims=True)
+    np.testing.assert_allclose(grad, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_constants_become_zero_with_a_finite_gradient():
+    value, pull = jax.vjp(lambda w: standardize_weights(w, jqz.Symmetric(bits=4)), jnp.full((3, 2), 7.0))
+    assert (value == 0).all()
+    assert jnp.isfinite(pull(jnp.ones((3, 2)))[0]).all()
+    tree = standardize_weights({"kernel": jnp.asarray(W, jnp.bfloat16), "bias": jnp.ones(4)}, {"**/kernel": None})
+    assert tree["kernel"].dtype == jnp.bfloat16
+    assert (tree["bias"] == 1).all()
+
+
+def test_training_apot_beats_rounding():
+    """Normalized weights, learned clips; a scale and a shift a channel stand in for batch norm."""
+    params, x, _ = teacher.task()
+    scheme = jqz.AdditivePowerOfTwo(bits=3, range=jqz.ranges.Given(-3.0, 3.0), gradient=jqz.gradients.RCF())
+    policy = {"**/kernel": scheme}
+    scales = {name: np.full(layer["kernel"].shape[1], layer["kernel"].std()) for name, layer in params.items()}
+    scales = jax.tree.map(np.float32, scales)
+    clips = {name: scheme.calibrate(jnp.asarray(layer["kernel"])) for name, layer in params.items()}
+
+    def loss(variables, turn):
+        params, scales, clips = variables
+        normal = standardize_weights(params, policy)
+        a, b = (scheme.simulate(normal[name]["kernel"], clips[name]) * scales[name][None] for name in ("a", "b"))
+        return teacher.error(jax.nn.relu(x @ a + params["a"]["bias"][None]) @ b)
+
+    start = (params, scales, clips)
+    moved, _ = teacher.train(loss, start)
+    assert float(jax.jit(loss)(moved, 0)) < 0.4 * float(jax.jit(loss)(start, 0))
