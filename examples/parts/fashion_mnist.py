@@ -8,9 +8,7 @@ import gzip
 import hashlib
 import os
 import pathlib
-import tempfile
 import typing
-import urllib.error
 import urllib.request
 
 import numpy as np
@@ -106,16 +104,15 @@ def _download(name: str, folder: pathlib.Path) -> None:
 def write_whole(path: pathlib.Path, write: typing.Callable[[typing.Any], typing.Any]) -> None:
     """Writes a file under another name and renames it, so that a reader or a crash never meets half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        pathlib.Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _idx(path: pathlib.Path) -> np.ndarray:

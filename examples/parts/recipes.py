@@ -151,7 +151,7 @@ def best(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data, start:
     state = steps.State(params, rest, optimizer.init(params))
 
     def finish(state: steps.State) -> dict[str, float]:
-        state = state._replace(rest=reestimate(apply, state, data))
+        state = state._replace(rest=steps.reestimate(apply, state, data.train.images, prepare))
         plain = {"params": state.params, **state.rest}
         coded = (
             {**plain, "params": jqz.training.finalize(state.params, state.optimizer, variant.policy)}
@@ -174,18 +174,3 @@ def best(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data, start:
         return figures
 
     return Job(step, jax.jit(predict), state, finish)
-
-
-def reestimate(apply: steps.Apply, state: steps.State, data: Data, batches: int = 20, batch: int = 500) -> typing.Any:
-    """Batch norm's statistics as the mean over batches of training images, with the weights that there are now."""
-    batch = min(batch, len(data.train.images))
-    zeros = {**state.rest, "batch_stats": jax.tree.map(jnp.zeros_like, state.rest["batch_stats"])}
-
-    @jax.jit
-    def own(params: typing.Any, images: jax.Array) -> typing.Any:
-        _, updated = apply(params, zeros, prepare(images))
-        return jax.tree.map(lambda part: part / 0.1, updated["batch_stats"])  # momentum 0.9 keeps a tenth
-
-    starts = range(0, len(data.train.images) - batch + 1, batch)[:batches]
-    seen = [own(state.params, data.train.images[i : i + batch]) for i in starts]
-    return {**state.rest, "batch_stats": jax.tree.map(lambda *parts: sum(parts) / len(parts), *seen)}

@@ -97,3 +97,24 @@ def make_step(
         return State(project(optax.apply_updates(state.params, updates)), rest, kept), loss, right
 
     return step
+
+
+def reestimate(
+    apply: Apply,
+    state: State,
+    images: np.ndarray,
+    prepare: Callable[[jax.Array], jax.Array],
+    batches: int = 20,
+    batch: int = 500,
+) -> typing.Any:
+    """Batch norm's statistics as the mean over batches of training images, with the weights that there are now."""
+    batch = min(batch, len(images))
+    zeros = {**state.rest, "batch_stats": jax.tree.map(jnp.zeros_like, state.rest["batch_stats"])}
+
+    @jax.jit
+    def own(params: typing.Any, images: jax.Array) -> typing.Any:
+        _, updated = apply(params, zeros, prepare(images))
+        return jax.tree.map(lambda part: part / 0.1, updated["batch_stats"])  # momentum 0.9 keeps a tenth
+
+    seen = [own(state.params, images[i : i + batch]) for i in range(0, len(images) - batch + 1, batch)[:batches]]
+    return {**state.rest, "batch_stats": jax.tree.map(lambda *parts: sum(parts) / len(parts), *seen)}
