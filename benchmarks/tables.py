@@ -131,18 +131,22 @@ def train_row(
     """Trains through the rounding, from the variables of the float network and by its answers."""
     policy = ROWS[name].policy
     optimizer = sgd(optax.cosine_decay_schedule(rate, plan.steps(data)), 1e-4)
-    sites = None
+    sites = {}
     if policy.inputs:
         watch = jax.jit(jqz.observe(MODEL.apply, policy, jqz.observers.MSE()))
         sites = jqz.calibrate(watch(start, prepare(data.train.images[:1000])), policy)
-    params = {"weights": jqz.learnable(start, policy)["params"], "sites": sites}
+    learning = {name: site for name, site in sites.items() if site.scheme.learns}
+    params = {"weights": jqz.learnable(start, policy)["params"], "sites": learning}
     run, infer = jqz.simulated(training, policy), jqz.simulated(MODEL.apply, policy)
 
+    def all_sites(params: typing.Any) -> typing.Any:
+        return {**sites, **params["sites"]} or None
+
     def apply(params: typing.Any, rest: typing.Any, x: jax.Array) -> typing.Any:
-        return run({"params": params["weights"], **rest}, params["sites"], x)
+        return run({"params": params["weights"], **rest}, all_sites(params), x)
 
     def predict(state: steps.State, x: jax.Array) -> jax.Array:
-        return infer({"params": state.params["weights"], **state.rest}, state.params["sites"], prepare(x))
+        return infer({"params": state.params["weights"], **state.rest}, all_sites(state.params), prepare(x))
 
     def answers(x: jax.Array) -> jax.Array:
         return jqz.lowered(MODEL.apply)(start, x)
@@ -152,7 +156,7 @@ def train_row(
     record = loop.train(name, step, jax.jit(predict), state, data, plan, folder)
     params = record.state.params
     rest = steps.reestimate(apply, record.state, data.train.images, prepare)
-    return Net({"params": params["weights"], **rest}, params["sites"], record.accuracy, float(record.seconds))
+    return Net({"params": params["weights"], **rest}, all_sites(params), record.accuracy, float(record.seconds))
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
