@@ -5,7 +5,9 @@ function of the example with its own defaults, all layers alike.
 
 ``best``: from the float network, which also teaches (temperature 1): Adam on a cosine, schemes that fit their grids to
 each layer, gradients that know the scale, weights of binary networks clipped to [-1, 1], 8 bits for the first and the
-last layer, and batch norm measured again at the end with the weights as they are rounded.
+last layer, and batch norm measured again at the end with the weights as they are rounded. Activations are rounded on
+grids that the float network's decided. In the binary net the sum of a unit stays real on the shortcut and is binary
+where a layer reads it (Bi-Real Net, arXiv:1808.00278).
 """
 
 import functools
@@ -96,6 +98,10 @@ def _sign(x: jax.Array) -> jax.Array:
     return jqz.ste.sign(x, jqz.ste.ApproxSign())
 
 
+def _as_it_is(x: jax.Array) -> jax.Array:
+    return x
+
+
 def variants() -> dict[str, Variant]:
     """The float network and its nine variants, each as a policy of jqz."""
     unit = jqz.Binary(scale=jqz.schemes.UnitScale(), estimator=jqz.ste.Clipped())
@@ -106,7 +112,7 @@ def variants() -> dict[str, Variant]:
     return {
         "float": Variant(FLOAT),
         "binary-connect": Variant(_inner(unit), project=_clip_kernels),
-        "binary-net": Variant(_inner(unit), {"relu": _sign}, _clip_kernels),
+        "binary-net": Variant(_inner(unit), {"relu": _sign, "enter": _sign, "leave": _as_it_is}, _clip_kernels),
         "binary-weight": Variant(_inner(mean), project=_clip_kernels),
         "fixed-point-connect": Variant(jqz.Policy(fixed)),
         "fixed-point-net": Variant(jqz.Policy(fixed, inputs=jqz.FixedPoint(bits=8, sign=jqz.schemes.Unsigned()))),
@@ -136,13 +142,17 @@ def best(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data, start:
         portions = jqz.training.inq_portions(4, every=max(1, total // 7))  # the last seventh trains batch norm
         optimizer = jqz.training.inq(optimizer, variant.policy, portions)
     run = jqz.simulated(_trained(model), FLOAT if incremental else variant.policy)
+    sites = None
+    if variant.policy.inputs and start is not None:
+        watch = jax.jit(jqz.observe(base.apply, variant.policy, jqz.observers.Percentile(99.95)))
+        sites = jqz.calibrate(watch(start, prepare(data.train.images[:1000])), variant.policy)
 
     def apply(params: typing.Any, rest: typing.Any, x: jax.Array) -> typing.Any:
-        return run({"params": params, **rest}, None, x)
+        return run({"params": params, **rest}, sites, x)
 
     def predict(state: steps.State, images: jax.Array) -> jax.Array:
         variables = {"params": state.params, **state.rest}
-        return jqz.simulated(model.apply, FLOAT if incremental else variant.policy)(variables, None, prepare(images))
+        return jqz.simulated(model.apply, FLOAT if incremental else variant.policy)(variables, sites, prepare(images))
 
     learn = None if start is None else lambda x: jqz.lowered(base.apply)(start, x)
     variables = _variables(model, plan, data) if start is None else start
@@ -158,10 +168,6 @@ def best(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data, start:
             if incremental
             else jqz.quantize(plain, variant.policy)
         )
-        sites = None
-        if variant.policy.inputs:
-            some = prepare(data.train.images[:1000])
-            sites = jqz.calibrate(jax.jit(jqz.observe(model.apply, variant.policy))(plain, some), variant.policy)
         infer = jax.jit(lambda coded, x: jqz.quantized(model.apply, sites)(coded, prepare(x)))
         ours = loop.evaluate(infer, coded, data.test)
         figures = {"codes": loop.accuracy(ours, data.test), "bytes": jqz.size_bytes(coded)}

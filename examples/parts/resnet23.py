@@ -34,6 +34,8 @@ class ResNet23(nn.Module):
     units: int = 7
     site: Site = as_they_are
     relu: Callable[[jax.Array], jax.Array] = nn.relu
+    enter: Callable[[jax.Array], jax.Array] = lambda x: x  # what a unit does to its input beside the shortcut
+    leave: Callable[[jax.Array], jax.Array] | None = None  # what becomes of the sum; None for relu
     relu_first: tuple[str, ...] = ()  # the layers of a unit in which relu comes before batch norm
     use_bias: bool = True
     classes: int = 10
@@ -51,11 +53,12 @@ class ResNet23(nn.Module):
         def relu_after(x: jax.Array, name: str) -> jax.Array:
             return x if name in self.relu_first else self.relu(x)
 
-        x = self.relu(conv(x, "stem", self.maps, 3))
+        leave = self.leave or self.relu
+        x = leave(conv(x, "stem", self.maps, 3))
         for k in range(2, 2 + self.units):
-            h = relu_after(conv(x, f"unit{k}_conv1", self.maps // 2, 1), "conv1")
+            h = relu_after(conv(self.enter(x), f"unit{k}_conv1", self.maps // 2, 1), "conv1")
             h = relu_after(conv(h, f"unit{k}_conv2", self.maps // 2, 3), "conv2")
-            x = self.relu(conv(h, f"unit{k}_conv3", self.maps, 1) + x)
+            x = leave(conv(h, f"unit{k}_conv3", self.maps, 1) + x)
             if k in (3, 5, 7):
                 x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(
