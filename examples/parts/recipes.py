@@ -164,7 +164,7 @@ def best(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data, start:
         state = state._replace(rest=steps.reestimate(apply, state, data.train.images, prepare))
         plain = {"params": state.params, **state.rest}
         coded = (
-            {**plain, "params": jqz.training.finalize(state.params, state.optimizer, variant.policy)}
+            {**plain, "params": jqz.training.inq_finalize(state.params, state.optimizer, variant.policy)}
             if incremental
             else jqz.quantize(plain, variant.policy)
         )
