@@ -32,10 +32,11 @@ class ResNet(nn.Module):
     width: int = 64
     stem: int = 7
     classes: int = 1000
+    stem_stride: int | None = None  # 2 for a stem of 7, else 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        strides = 2 if self.stem == 7 else 1
+        strides = self.stem_stride or (2 if self.stem == 7 else 1)
         x = nn.Conv(self.width, (self.stem, self.stem), strides, padding=self.stem // 2, use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         if self.stem == 7:

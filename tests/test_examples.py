@@ -19,6 +19,7 @@ EXAMPLES = {path.name: path for path in (pathlib.Path(__file__).parent.parent / 
 #: What makes each example small.
 TINY = {
     "efficientnet.py": "--weights random --size 16 --calibration 4",
+    "nnabla_nets.py": "--net min-max --recipe best --maps 4 --units 0 --epochs 1 --batch 20",
     "quickstart.py": "--steps 1 --bits 4",
     "nnx.py": "--size 6 --batch 2",
     "train_power_of_two.py": "--epochs 1 --batch 512",
@@ -82,6 +83,24 @@ def test_efficientnet(monkeypatch, capsys):
     sizes = [int(re.findall(r"[\d,]{4,}", row)[0].replace(",", "")) for row in rows if "%" in row]
     assert len(sizes) == 2
     assert sizes[1] < sizes[0] / 2
+
+
+def test_nnabla_nets(monkeypatch, capsys, tmp_path):
+    """The float network, then one that learns from it and is tested on integers."""
+    images, labels = np.arange(1440, dtype=np.uint8).reshape(40, 6, 6), np.arange(40, dtype=np.uint8) % 10
+    for part in ("train", "t10k"):
+        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (tmp_path / f"{part}-{kind}-ubyte").write_bytes(head + array.tobytes())
+    places = ["--data", str(tmp_path), "--cache", str(tmp_path)]
+    _run("nnabla_nets.py", [*TINY["nnabla_nets.py"].split(), *places], monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"float: step 2, loss [\d.]+, test [\d.]+ %", lines[1])
+    figures = re.search(r"min-max: test .* codes [\d.]+, bytes ([\d,]+), same as simulated ([\d.]+), same", lines[-1])
+    assert float(figures[2]) == 100
+    kernels, others, channels = 9 * 4 + 4 * 10, 4 * 4 + 10, 4 + 10
+    assert int(figures[1].replace(",", "")) == kernels + 4 * others + channels * (4 + 4)  # a scale, a zero point
+    assert {path.name for path in tmp_path.rglob("*.npz")} == {"last.npz", "best.npz"}
 
 
 def test_weights_are_read_without_running_code_of_theirs(monkeypatch):

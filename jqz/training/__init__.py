@@ -23,7 +23,7 @@ DoReFa-Net                ``dore_fa_weights``, ``dore_fa_squash``,      1606.061
                           ``dore_fa_gradient``
 FAQ                       ``faq_sites``, ``faq_optimizer``,             1809.04191
                           ``cosine_similarity``
-INQ                       ``inq``, ``inq_portions``, ``finalize``       1702.03044
+INQ                       ``inq``, ``inq_portions``, ``inq_finalize``   1702.03044
 learned bit widths        ``learn_widths``, ``round_to_widths``,        1708.04788,
                           ``size_penalty``, ``widths_to_policy``        1905.11452
 LSQ, LSQ+, PACT           ``jqz.gradients``, ``jqz.learnable``          1902.08153,
@@ -60,8 +60,8 @@ from jqz.training.inq import (
     Partition,
     RandomOrder,
     SeenGradients,
-    finalize,
     inq,
+    inq_finalize,
     inq_portions,
 )
 from jqz.training.learned_widths import Width, learn_widths, round_to_widths, size_penalty, widths_to_policy
@@ -127,11 +127,11 @@ __all__ = [
     "dore_fa_weights",
     "faq_optimizer",
     "faq_sites",
-    "finalize",
     "fold_batch_norm",
     "folded_batch_norm",
     "freeze_oscillations",
     "inq",
+    "inq_finalize",
     "inq_portions",
     "learn_widths",
     "moving_ranges",

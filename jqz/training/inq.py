@@ -145,7 +145,7 @@ def inq(
       gradients: what the optimizer sees of frozen weights: ``FreeGradients()`` (zeros) or ``AllGradients()``.
 
     Returns:
-      An optax transformation, whose ``update`` needs params. ``finalize`` makes QTensors of the result.
+      An optax transformation, whose ``update`` needs params. ``inq_finalize`` makes QTensors of the result.
 
     Raises:
       ValueError: steps or shares do not rise, or the last share is not 1; update got no params.
@@ -215,7 +215,7 @@ def inq(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike) -> typing.Any:
+def inq_finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike) -> typing.Any:
     """The parameters that ``inq`` trained as QTensors on its grids: the same numbers, in as many bits as they need.
 
     Frozen weights keep their value exactly; those that are still free, if training stopped early, are rounded.
@@ -234,11 +234,11 @@ def finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike) ->
     >>> w = jnp.array([3.0, 0.9, -2.2])
     >>> updates, state = jax.jit(optimizer.update)(w, optimizer.init(w), w)
     >>> w = optax.apply_updates(w, updates)
-    >>> jqz.training.finalize(w, state, scheme).codes.tolist(), w.tolist()
+    >>> jqz.training.inq_finalize(w, state, scheme).codes.tolist(), w.tolist()
     ([3, 1, -2], [3.0, 1.0, -2.0])
     """
-    chosen = choose("finalize", policy, params)
-    grids = chosen.at("finalize", find("finalize", state, INQState).grids)
+    chosen = choose("inq_finalize", policy, params)
+    grids = chosen.at("inq_finalize", find("inq_finalize", state, INQState).grids)
     coded = [
         _qtensor.encode(jnp.asarray(d.leaf), typing.cast(Scheme, d.scheme), grid)
         for d, grid in zip(chosen, grids, strict=True)

@@ -74,7 +74,7 @@ def test_golden_values():
     optimizer = training.inq(optax.sgd(1.0), powers(4), {0: 1.0})
     updates, state = jax.jit(optimizer.update)(w, optimizer.init(w), w)
     assert optax.apply_updates(w, updates).tolist() == golden["y"]
-    assert jqz.dequantize(training.finalize(w, state, powers(4))).tolist() == golden["y"]
+    assert jqz.dequantize(training.inq_finalize(w, state, powers(4))).tolist() == golden["y"]
 
 
 def test_steps_are_nnablas():
@@ -117,7 +117,7 @@ def test_frozen_weights_keep_their_bits_under_every_scheme():
     with jax.numpy_dtype_promotion("standard"):
         history, states = run(optimizer, params, grads)
     final = jax.tree.map(lambda leaf: leaf[-1], (history, states))
-    coded = jax.jit(lambda p, s: training.finalize(p, s, lambda path, leaf: schemes[path]))(*final)
+    coded = jax.jit(lambda p, s: training.inq_finalize(p, s, lambda path, leaf: schemes[path]))(*final)
     for name, w in history.items():
         w, frozen = bits_of(w), np.asarray(states.frozen[name])
         assert frozen.reshape(6, -1).sum(axis=1).tolist() == [19, 19, 48, 48, 48, 48]
@@ -191,7 +191,7 @@ def test_beats_rounding():
 
         return jax.lax.scan(step, (p, optimizer.init(p)), None, length=300)[0]
 
-    trained = jqz.dequantize(training.finalize(*train(params), powers(3)))
+    trained = jqz.dequantize(training.inq_finalize(*train(params), powers(3)))
     assert len(np.unique(np.abs(trained["w"]))) <= 3
     assert float(loss(trained)) < 0.6 * float(loss(jqz.dequantize(jqz.quantize(params, powers(3)))))
 
@@ -207,12 +207,14 @@ def test_errors_name_the_place():
     optimizer = training.inq(optax.sgd(1.0), powers(3), {0: 1.0})
     with pytest.raises(ValueError, match="inq: got no params"):
         optimizer.update(w, optimizer.init(w))
-    with pytest.raises(ValueError, match="finalize: the state holds 0 INQState, wanted one"):
-        training.finalize(w, optax.sgd(1.0).init(w), powers(3))
+    with pytest.raises(ValueError, match="inq_finalize: the state holds 0 INQState, wanted one"):
+        training.inq_finalize(w, optax.sgd(1.0).init(w), powers(3))
     with pytest.raises(TypeError, match=r"wanted .step: share"):
         training.inq(optax.sgd(1.0), powers(3), (0.5, 1.0))
-    with pytest.raises(ValueError, match=r"finalize: the state has nothing for 'other/kernel'; it knows \['kernel'\]"):
-        training.finalize({"other": w}, optimizer.init(w), powers(3))
+    with pytest.raises(
+        ValueError, match=r"inq_finalize: the state has nothing for 'other/kernel'; it knows \['kernel'\]"
+    ):
+        training.inq_finalize({"other": w}, optimizer.init(w), powers(3))
     learns = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ())
     with pytest.raises(TypeError, match="inq: 'kernel' learns its grid"):
         training.inq(optax.sgd(1.0), learns, {0: 1.0}).init(jqz.learnable(w, learns))
