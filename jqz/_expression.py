@@ -13,12 +13,15 @@ import typing
 from collections.abc import Iterable, Mapping
 
 from jqz import _gradients, _granularity, _input_groups, _ranges, _rounding, _scheme, _ste, schemes
-from jqz._scheme import Chain, Scheme, chain
+from jqz._scheme import Chain, Identity, Scheme, chain
 
 #: Characters of an expression. A codebook of 256 given levels takes 6000.
 LONGEST = 2**16
 
 Names = Mapping[str, type]
+
+#: What may stand before a name, as in ``ranges.MSE(80)``.
+_NAMESPACES = {"schemes": schemes, "ranges": _ranges, "rounding": _rounding, "gradients": _gradients, "ste": _ste}
 
 
 def parse(text: str, classes: Iterable[type] = ()) -> Scheme:
@@ -60,27 +63,24 @@ def classes_of(value: typing.Any) -> set[type]:
 @functools.cache
 def _public() -> tuple[Names, Names]:
     """Schemes, and the types of their fields: apart, since ``Identity`` is both a scheme and an estimator."""
-    rooms = (schemes, _ranges, _rounding, _granularity, _input_groups, _gradients, _scheme, _ste)
-    found = [value for room in rooms for name, value in vars(room).items() if not name.startswith("_")]
-    concrete = [v for v in found if inspect.isclass(v) and dataclasses.is_dataclass(v) and not inspect.isabstract(v)]
-    return _tables(cls for cls in concrete if cls is not Chain)
-
-
-def _tables(classes: Iterable[type]) -> tuple[Names, Names]:
-    whole, parts = {}, {}
-    for cls in classes:
-        (whole if issubclass(cls, Scheme) else parts)[cls.__name__] = cls
-    return whole, parts
+    named: dict[str, type] = {}
+    for room in (_granularity, _input_groups, _scheme, *_NAMESPACES.values()):
+        for name, cls in vars(room).items():
+            known = inspect.isclass(cls) and dataclasses.is_dataclass(cls) and not inspect.isabstract(cls)
+            if known and cls is not Chain and not name.startswith("_"):
+                named |= {name: cls} | {f"{space}.{name}": cls for space, of in _NAMESPACES.items() if of is room}
+    whole = {name: cls for name, cls in named.items() if issubclass(cls, Scheme)}
+    return {**whole, "Identity": Identity}, {name: cls for name, cls in named.items() if name not in whole}
 
 
 class _Reader:
     """The walk over a syntax tree."""
 
     def __init__(self, text: str, classes: Iterable[type]):
-        own, public = _tables(classes), _public()
+        own, public = {cls.__name__: cls for cls in classes}, _public()
         self.text = text
-        self.schemes = {**public[0], **own[0]}
-        self.parts = {**self.schemes, **public[1], **own[1]}
+        self.schemes = {**public[0], **{name: cls for name, cls in own.items() if issubclass(cls, Scheme)}}
+        self.parts = {**self.schemes, **public[1], **own}
 
     def scheme(self, node: ast.expr) -> typing.Any:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.RShift):
@@ -119,10 +119,10 @@ class _Reader:
 
     def name(self, node: ast.expr) -> str:
         written = ast.unparse(node)
-        dotted = written.split(".")
-        if not all(part.isidentifier() for part in dotted) or (len(dotted) > 1 and dotted[0] != "jqz"):
+        *space, name = written.removeprefix("jqz.").split(".")
+        if not all(part.isidentifier() for part in (*space, name)) or not set(space) <= set(_NAMESPACES):
             raise self.refusal(node, "is no name. Use Symmetric(bits=4)")
-        return dotted[-1]
+        return ".".join((*space, name))
 
     def built(self, node: ast.expr, make: typing.Any, args: list[typing.Any], named: dict[str, typing.Any]):
         try:

@@ -17,7 +17,9 @@ CHAINS = [
 FIELDS = [
     *(jqz.Symmetric(rounding=one) for one in (rounding.HalfAway(), rounding.Stochastic())),
     jqz.Symmetric(range=ranges.Given(-float("inf"), 1e-30)),
-    jqz.Asymmetric(bits=4, granularity=jqz.PerAxis((0, -1)), anchor=schemes.Offset(), gradient=gradients.LSQ(batch_axes=(0,))),
+    jqz.Asymmetric(
+        bits=4, granularity=jqz.PerAxis((0, -1)), anchor=schemes.Offset(), gradient=gradients.LSQ(batch_axes=(0,))
+    ),
     jqz.Binary(estimator=ste.ApproxSign()),
     jqz.Binary(estimator=schemes.ThroughMean(ste.Identity())),
     jqz.Identity(),
@@ -36,7 +38,8 @@ def _with_defaults():
         for name, cls in vars(room).items():
             if name.startswith("_") or not inspect.isclass(cls) or inspect.isabstract(cls):
                 continue
-            if dataclasses.is_dataclass(cls) and all(f.default is not f.default_factory for f in dataclasses.fields(cls)):
+            fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+            if dataclasses.is_dataclass(cls) and all(f.default is not f.default_factory for f in fields):
                 yield cls
 
 
@@ -62,7 +65,11 @@ class Holder(jqz.Scheme):
 
 
 def test_names_may_be_written_out():
-    assert parse("jqz.Symmetric(4, range=jqz.ranges.MSE(80))") == jqz.Symmetric(bits=4, range=ranges.MSE(80))
+    wanted = jqz.Symmetric(bits=4, range=ranges.MSE(80))
+    assert parse("jqz.Symmetric(4, range=jqz.ranges.MSE(80))") == wanted
+    assert parse("schemes.Symmetric(4, range=ranges.MSE(80))") == wanted
+    assert parse("jqz.Identity()") == jqz.Identity()
+    assert parse("Binary(estimator=ste.Identity())") == jqz.Binary(estimator=ste.Identity())
 
 
 def test_classes_of_a_scheme():

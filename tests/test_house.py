@@ -39,8 +39,9 @@ FLOORS = (
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference", "files/range_coding"),
-    ("files/tree",),
+    ("_inference", "files/range_coding", "files/lazy", "files/atomic"),
+    ("files/tree", "files/names"),
+    ("files/safetensors",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),

@@ -1,38 +1,17 @@
 """The file: a safetensors container with the tree's document in its metadata."""
 
-import contextlib
 import json
-import mmap
-import os
-import pathlib
 import typing
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-import numpy as np
-
+from jqz.files.atomic import Path
 from jqz.files.range_coding import Entropy
-from jqz.files.tree import Arrays, describe, rebuild
+from jqz.files.safetensors import Header, naming, write_arrays
+from jqz.files.tree import describe, rebuild
 
 #: What this version writes, and the newest that it reads.
 VERSION = 1
-#: Bytes of a header, which is read into memory: some 25,000 tensors.
-LARGEST_HEADER = 2**23
-
-Path = str | os.PathLike[str]
-
-_WIDTHS = (8, 16, 32, 64)
-_DTYPES = {
-    "BOOL": "bool",
-    **{f"I{bits}": f"int{bits}" for bits in _WIDTHS},
-    **{f"U{bits}": f"uint{bits}" for bits in _WIDTHS},
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
 
 
 def save(
@@ -64,7 +43,6 @@ def save(
     >>> jqz.load(path)["kernel"]
     QTensor(shape=(4, 2), dtype=float32, scheme=Symmetric(bits=4))
     """
-    library = _library()
     own = {} if metadata is None else dict(metadata)
     for name, value in own.items():
         if not isinstance(name, str) or not isinstance(value, str) or name.startswith("jqz"):
@@ -76,14 +54,11 @@ def save(
         raise TypeError(f"save: got compress={compress!r}, wanted None or a type. Use compress=jqz.files.Entropy().")
     try:
         node, arrays = describe(tree, compress)
-        text = json.dumps({"version": VERSION, "tree": node}, separators=(",", ":"))
+        write_arrays(path, arrays, lambda: _sealed(own, node))
     except RecursionError:
         raise ValueError("save: the tree is too deep. Use fewer levels.") from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"save: {error}") from error
-    own["jqz"] = text
-    own["jqz.crc32"] = _checksum(own)
-    _write(pathlib.Path(os.path.realpath(path)), lambda part: library.numpy.save_file(arrays, part, metadata=own))
 
 
 def load(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
@@ -114,9 +89,16 @@ def load(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
     >>> jqz.load(path)
     {'steps': [3, None], 'w': array([1., 1.], dtype=float32)}
     """
-    with _named("load", path):
-        own, arrays = _read(path)
-        return rebuild(_document(own)["tree"], arrays, schemes)
+    with naming("load", path):
+        header = Header(path)
+        return rebuild(_document(header.metadata)["tree"], header.mapped(), schemes)
+
+
+def scan(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
+    """As ``load``, with leaves that are read one at a time, when asked."""
+    with naming("scan", path):
+        header = Header(path)
+        return rebuild(_document(header.metadata)["tree"], header.lazy(), schemes)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -131,33 +113,15 @@ def metadata(path: Path) -> dict[str, str]:
     >>> jqz.files.metadata(path)
     {'licence': 'CC0'}
     """
-    with _named("metadata", path):
-        own, _ = _read(path)
+    with naming("metadata", path):
+        own = Header(path).metadata
         _document(own)
         return {name: value for name, value in own.items() if not name.startswith("jqz")}
 
 
-@contextlib.contextmanager
-def _named(who: str, path: Path) -> Iterator[None]:
-    """Names the file in whatever a damaged or hostile document leads to, and makes a ValueError of it."""
-    try:
-        yield
-    except (OSError, ImportError):
-        raise
-    except RecursionError:
-        raise ValueError(f"{who}: {os.fspath(path)!r} is damaged: its tree is too deep.") from None
-    except Exception as error:
-        why = str(error) if isinstance(error, ValueError) else f"it is damaged: {type(error).__name__}: {error}"
-        raise ValueError(f"{who}: {os.fspath(path)!r}: {why}") from error
-
-
-def _library() -> typing.Any:
-    try:
-        import safetensors
-        import safetensors.numpy
-    except ImportError as error:
-        raise ImportError("files need safetensors. Use pip install 'jqz[files]'.") from error
-    return safetensors
+def _sealed(own: Mapping[str, str], node: typing.Any) -> dict[str, str]:
+    sealed = {**own, "jqz": json.dumps({"version": VERSION, "tree": node}, separators=(",", ":"))}
+    return {**sealed, "jqz.crc32": _checksum(sealed)}
 
 
 def _checksum(own: Mapping[str, str]) -> str:
@@ -178,69 +142,3 @@ def _document(own: dict[str, str]) -> dict[str, typing.Any]:
     if type(version) is not int or not 1 <= version <= VERSION:
         raise ValueError(f"it is of version {version!r}, and this jqz reads up to {VERSION}. Use a later jqz.")
     return document
-
-
-def _read(path: Path) -> tuple[dict[str, str], Arrays]:
-    """The metadata of a file and its tensors, as views of a memory map."""
-    library = _library()
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ValueError(f"it is damaged or no safetensors file: {size} bytes, and a header of {length}.")
-        if length > LARGEST_HEADER:
-            raise ValueError(f"its header has {length} bytes, wanted at most {LARGEST_HEADER}.")
-        header = file.read(length)
-        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + length :]
-    try:
-        with library.safe_open(path, "np") as opened:  # holds offsets, sizes and dtypes to the format
-            names = set(opened.keys())
-    except library.SafetensorError as error:
-        raise ValueError(f"it is damaged or no safetensors file: {error}.") from error
-    entries = json.loads(header, object_pairs_hook=_without_doubles)
-    own = entries.pop("__metadata__", {})
-    if names != set(entries):
-        raise ValueError("it changed while it was read.")
-    return own, {name: _array(name, entry, view) for name, entry in entries.items()}
-
-
-def _array(name: str, entry: dict[str, typing.Any], view: memoryview) -> np.ndarray:
-    if entry["dtype"] not in _DTYPES:
-        raise ValueError(f"the tensor {name!r} has the dtype {entry['dtype']!r}, which jqz does not write.")
-    start, end = entry["data_offsets"]
-    return np.frombuffer(view[start:end], np.dtype(_DTYPES[entry["dtype"]])).reshape(entry["shape"])
-
-
-def _without_doubles(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it is damaged: its header has a name twice.")
-    return found
-
-
-def _write(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Writes a file so that its name stands for the old bytes or for the new ones, whenever the process ends."""
-    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
-    try:
-        with open(part, "xb") as file:
-            mode = os.fstat(file.fileno()).st_mode if not path.exists() else path.stat().st_mode
-        write(part)
-        with open(part, "r+b") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > LARGEST_HEADER:
-                raise ValueError(
-                    f"save: the header has {length} bytes, wanted at most {LARGEST_HEADER}. Use fewer tensors: stack "
-                    "layers of one shape."
-                )
-            os.fsync(file.fileno())
-        part.chmod(mode & 0o7777)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself
-        finally:
-            os.close(folder)

@@ -60,7 +60,7 @@ class Entropy:
         words = encoder.get_compressed().astype("<u4").tobytes()
         head = _varints([zlib.crc32(payload.tobytes()), start, len(counts), *counts.tolist()])
         coded = np.frombuffer(head + words, np.uint8)
-        gains = coded.nbytes < payload.nbytes and _fits(payload.nbytes, coded.nbytes)
+        gains = coded.nbytes < payload.nbytes and _fits(symbols.nbytes, coded.nbytes)
         return coded if gains else None
 
     def decode(self, coded: np.ndarray, packed: Packed) -> np.ndarray:
@@ -70,8 +70,8 @@ class Entropy:
           ValueError: the bytes are not those of such an array.
         """
         size = math.prod(packed.shape)
-        stored = _stored_shape(packed)
-        if not _fits(math.prod(stored) * packed.dtype.itemsize, coded.nbytes):
+        dtype = np.dtype(np.uint8 if packed.bits <= 8 else np.uint16)
+        if not _fits(size * dtype.itemsize, coded.nbytes):
             raise ValueError(f"{coded.nbytes} bytes declare codes of shape {packed.shape}: too many to be true.")
         (checksum, start, levels), at = _read_varints(coded, 0, 3)
         if not 1 <= levels <= 2**packed.bits or start >= 2**packed.bits:
@@ -81,7 +81,7 @@ class Entropy:
             raise ValueError(f"its table counts {sum(counts)} codes, wanted {size}.")
         if (coded.nbytes - at) % 4:
             raise ValueError("its last word is cut.")
-        symbols = np.zeros(size, np.uint8 if packed.bits <= 8 else np.uint16)
+        symbols = np.zeros(size, dtype)
         if levels > 1:
             decoder = _library().queue.RangeDecoder(np.frombuffer(coded[at:].tobytes(), "<u4").astype(np.uint32))
             model = _model(np.asarray(counts, np.int64))
@@ -97,14 +97,8 @@ class Entropy:
         return payload
 
 
-def _stored_shape(packed: Packed) -> tuple[int, ...]:
-    if packed.length is None:
-        return packed.shape
-    return (*packed.shape[:-1], _packing.packed_length(packed.length, packed.bits))
-
-
 def _fits(size_bytes: int, coded_bytes: int) -> bool:
-    """Whether so many bytes may come from so few: what bounds the memory that a hostile file can ask for."""
+    """Whether so many unpacked bytes may come from so few: what bounds the memory that a hostile file can ask for."""
     return size_bytes <= 256 * coded_bytes + 2**16
 
 
@@ -137,7 +131,7 @@ def _library() -> typing.Any:
         import constriction
     except ImportError as error:
         raise ImportError("entropy coding needs constriction. Use pip install 'jqz[files]'.") from error
-    return constriction.stream
+    return typing.cast(typing.Any, constriction).stream
 
 
 def _varints(numbers: list[int]) -> bytes:

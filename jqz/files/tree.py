@@ -14,6 +14,7 @@ Where the codes are entropy-coded, the node of ``codes`` says ``"entropy": name`
 """
 
 import functools
+import math
 import typing
 from collections.abc import Iterable, Mapping
 
@@ -28,10 +29,12 @@ from jqz._expression import classes_of, parse
 from jqz._learnable import Learnable
 from jqz._qtensor import QTensor
 from jqz._scheme import Grid, Scheme
+from jqz.files import lazy
+from jqz.files.lazy import Lazy, Unsettled
 from jqz.files.range_coding import Entropy, Packed
 
 Node = typing.Any
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, typing.Any]  #: NumPy arrays and Lazy ones
 
 #: What the container stores as it is, so that any of its readers sees it.
 PLAIN = (
@@ -86,7 +89,7 @@ class _Writer:
             return {"site": expression, "grid": self.grid(x.grid, x.scheme, path), "lengths": list(x.lengths)}
         if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             return {"key": self.array(jax.random.key_data(x), path), "impl": str(jax.random.key_impl(x))}
-        if isinstance(x, jax.Array | np.ndarray | np.generic):
+        if isinstance(x, jax.Array | np.ndarray | np.generic | Lazy):
             return self.array(x, path)
         if type(x) in (list, tuple):
             return {type(x).__name__: [self.node(v, (*path, str(i))) for i, v in enumerate(x)]}
@@ -111,15 +114,21 @@ class _Writer:
         )
 
     def array(self, x: typing.Any, path: tuple[str, ...]) -> Node:
-        array = np.asarray(x, order="C")
-        name = array.dtype.name
-        if name not in DTYPES:
-            raise TypeError(f"{_place(path)} has dtype {array.dtype}, wanted numbers. Use x.astype(jnp.float32).")
-        array = array.astype(DTYPES[name], copy=False)  # from the other byte order
-        stored = array if name in PLAIN else array.reshape(-1).view(np.uint8)
-        return {"array": self.store(stored, path), "dtype": name, "shape": list(array.shape)}
+        dtype = np.dtype(x.dtype)
+        if dtype.name not in DTYPES:
+            raise TypeError(f"{_place(path)} has dtype {dtype}, wanted numbers. Use x.astype(jnp.float32).")
 
-    def store(self, array: np.ndarray, path: tuple[str, ...]) -> str:
+        def stored() -> np.ndarray:
+            array = np.asarray(lazy.value(x), order="C").astype(DTYPES[dtype.name], copy=False)  # other byte orders too
+            return array if dtype.name in PLAIN else array.reshape(-1).view(np.uint8)
+
+        if dtype.name in PLAIN:
+            promised = Lazy(x.shape, DTYPES[dtype.name], stored)
+        else:
+            promised = Lazy((x.size * dtype.itemsize,), np.dtype(np.uint8), stored)
+        return {"array": self.store(promised, path), "dtype": dtype.name, "shape": list(x.shape)}
+
+    def store(self, array: Lazy, path: tuple[str, ...]) -> str:
         name = unique = "/".join(path) or "value"
         count = 1
         while unique in self.arrays or unique == "__metadata__":
@@ -140,13 +149,22 @@ class _Writer:
         }
 
     def codes(self, q: QTensor, path: tuple[str, ...]) -> Node:
-        payload = np.asarray(q.payload, order="C")
-        coded = None
-        if self.compress is not None and payload.dtype.kind in "iu" and payload.itemsize <= 2:
-            coded = self.compress.encode(payload, _packed(q.shape, payload.dtype, q.scheme, q.length))
-        if coded is None:
-            return self.array(payload, path)
-        return {"entropy": self.store(coded, path), "dtype": payload.dtype.name, "shape": list(payload.shape)}
+        node, payload = self.array(q.payload, path), q.payload
+        dtype = np.dtype(payload.dtype)
+        if self.compress is None or dtype.kind not in "iu" or dtype.itemsize > 2:
+            return node
+        compress, name, packed = self.compress, node["array"], _packed(q.shape, dtype, q.scheme, q.length)
+
+        def coded() -> np.ndarray:
+            whole = np.asarray(lazy.value(payload), order="C")
+            shorter = compress.encode(whole, packed)
+            if shorter is None:
+                return whole
+            node["entropy"] = node.pop("array", name)
+            return shorter
+
+        self.arrays[name] = Unsettled(payload.shape, dtype, coded)
+        return node
 
     def grid(self, grid: Grid, scheme: Scheme, path: tuple[str, ...]) -> list[Node]:
         self.whole(jax.tree.structure(grid) == _grid(scheme)[0], path, scheme)
@@ -208,7 +226,8 @@ class _Reader:
         if kind == "array":
             return self.array(node, path)
         if kind == "key":
-            return jax.random.wrap_key_data(jnp.asarray(self.array(inner, path)), impl=node["impl"])
+            data = lazy.value(self.array(inner, path))
+            return jax.random.wrap_key_data(jnp.asarray(data), impl=node["impl"])
         if kind not in ("qtensor", "learnable", "site"):
             raise ValueError(f"{_place(path)} is of the unknown kind {kind[:100]!r}.")
         scheme = self.scheme(inner, path)
@@ -225,6 +244,19 @@ class _Reader:
             raise ValueError(f"{_place(path)} has shape {value.shape}, and {scheme!r} makes {shape} of it.")
         return Learnable(typing.cast(typing.Any, value), grid, scheme)
 
+    def decoded(self, coded: typing.Any, packed: Packed, shape: tuple[int, ...], path: tuple[str, ...]) -> typing.Any:
+        """Entropy-coded codes; lazy as they are."""
+
+        def make() -> np.ndarray:
+            try:
+                return Entropy().decode(lazy.value(coded), packed)
+            except (ValueError, AssertionError) as error:  # constriction asserts that its data is its own
+                raise ValueError(f"{_place(path)}: the entropy-coded array is damaged: {error}") from error
+
+        if coded.dtype != np.uint8 or coded.ndim != 1:
+            raise ValueError(f"{_place(path)}: its entropy-coded array is no row of bytes.")
+        return Lazy(shape, packed.dtype, make) if isinstance(coded, Lazy) else make()
+
     def scheme(self, text: str, path: tuple[str, ...]) -> Scheme:
         if text not in self.parsed:
             try:
@@ -233,19 +265,19 @@ class _Reader:
                 raise ValueError(f"{_place(path)}: {error}") from error
         return self.parsed[text]
 
-    def array(self, node: Node, path: tuple[str, ...]) -> np.ndarray:
+    def array(self, node: Node, path: tuple[str, ...]) -> typing.Any:
         dtype, shape = DTYPES.get(node["dtype"]), _sizes(node["shape"], path)
         stored = self.take(node["array"], path)
         if dtype is None:
             raise ValueError(f"{_place(path)} has the unknown dtype {node['dtype']!r}.")
         if node["dtype"] in BYTES and stored.dtype == np.uint8 and stored.ndim == 1:
-            stored = stored.view(dtype).reshape(shape)
+            stored = _viewed(stored, dtype, shape)
         if stored.dtype != dtype or stored.shape != shape:
             got = f"{stored.dtype} of shape {stored.shape}"
             raise ValueError(f"{_place(path)} is {got}, wanted {dtype} of shape {shape}.")
         return stored
 
-    def take(self, name: str, path: tuple[str, ...]) -> np.ndarray:
+    def take(self, name: str, path: tuple[str, ...]) -> typing.Any:
         if name not in self.arrays:
             raise ValueError(f"{_place(path)}: its array {name!r} is missing, or used twice.")
         return self.arrays.pop(name)
@@ -277,17 +309,23 @@ class _Reader:
                 f"{_place(path)} has codes of shape {shape} and length {length!r}; {scheme!r} packs others."
             )
         if "entropy" in codes:
-            whole = (*shape[:-1], length) if packs else shape
-            try:
-                payload = Entropy().decode(self.take(codes["entropy"], path), _packed(whole, wanted, scheme, length))
-            except (ValueError, AssertionError) as error:  # constriction asserts that its data is its own
-                raise ValueError(f"{_place(path)}: the entropy-coded array is damaged: {error}") from error
+            packed = _packed((*shape[:-1], length) if packs else shape, wanted, scheme, length)
+            payload = self.decoded(self.take(codes["entropy"], path), packed, shape, path)
         else:
             payload = self.array(codes, path)
         q = QTensor(typing.cast(typing.Any, payload), grid, scheme, dtype, length)
         if _shape(q) != q.shape:
             raise ValueError(f"{_place(path)} has shape {q.shape}, which the grid of {scheme!r} does not fit.")
         return q
+
+
+def _viewed(stored: typing.Any, dtype: np.dtype, shape: tuple[int, ...]) -> typing.Any:
+    """Bytes as what they are."""
+    if not isinstance(stored, Lazy):
+        return stored.view(dtype).reshape(shape)
+    if math.prod(shape) * dtype.itemsize != stored.size:
+        raise ValueError(f"{stored.size} bytes are no {dtype} of shape {shape}.")
+    return Lazy(shape, dtype, lambda: stored.make().view(dtype).reshape(shape))
 
 
 def _place(path: tuple[str, ...]) -> str:
