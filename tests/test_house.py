@@ -46,7 +46,9 @@ FLOORS = (
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),
     # 6: the command
-    ("demo",),
+    ("demo", "cli/output"),
+    ("cli/trees",),
+    ("cli/*",),
     ("cli",),
     ("",),
 )

@@ -101,6 +101,12 @@ def scan(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
         return rebuild(_document(header.metadata)["tree"], header.lazy(), schemes)
 
 
+def is_ours(path: Path) -> bool:
+    """Whether ``save`` wrote a safetensors file."""
+    with naming("scan", path):
+        return "jqz" in Header(path).metadata
+
+
 def metadata(path: Path) -> dict[str, str]:
     """The strings that ``save`` was given.
 

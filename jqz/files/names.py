@@ -22,7 +22,11 @@ def nested(flat: Mapping[str, typing.Any]) -> typing.Any:
     >>> nested({"net.0.weight": 1, "net.0.bias": 2})
     {'net': {'0': {'weight': 1, 'bias': 2}}}
     """
-    part = "/" if any("/" in name for name in flat) else "."
+    return nested_at(flat, "/" if any("/" in name for name in flat) else ".")
+
+
+def nested_at(flat: Mapping[str, typing.Any], part: str) -> typing.Any:
+    """Nested dicts from names that are parted so."""
     tree: dict[str, typing.Any] = {}
     for name, leaf in flat.items():
         *folders, last = name.split(part)
