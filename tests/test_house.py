@@ -29,7 +29,7 @@ FLOORS = (
     ("_qtensor", "schemes/*"),
     ("_learnable", "schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values", "_stacked"),
+    ("_policy", "_values", "_stacked", "_expression"),
     ("_walk",),
     ("_interpret", "_pending"),
     ("_prepare",),
@@ -39,12 +39,16 @@ FLOORS = (
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference",),
+    ("_inference", "files/range_coding", "files/lazy", "files/atomic"),
+    ("files/tree", "files/names"),
+    ("files/safetensors",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),
     # 6: the command
-    ("demo",),
+    ("demo", "cli/output"),
+    ("cli/trees",),
+    ("cli/*",),
     ("cli",),
     ("",),
 )
@@ -122,7 +126,8 @@ import sys, jax, jax.numpy, numpy
 before = set(sys.modules)
 import jqz
 added = {name for name in set(sys.modules) - before}
-heavy = {"flax", "optax", "chex", "matplotlib", "rich", "sklearn", "scipy", "onnx", "equinox"} & {
+heavy = {"flax", "optax", "chex", "matplotlib", "rich", "sklearn", "scipy", "onnx", "equinox",
+    "safetensors", "constriction"} & {
     name.split(".")[0] for name in added}
 strangers = sorted(name for name in added if name.split(".")[0] != "jqz")
 print(sorted(heavy), len(strangers), strangers[:20])
