@@ -29,7 +29,7 @@ FLOORS = (
     ("_qtensor", "schemes/*"),
     ("_learnable", "schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values", "_stacked"),
+    ("_policy", "_values", "_stacked", "_samples"),
     ("_walk",),
     ("_interpret", "_pending"),
     ("_prepare",),
@@ -40,9 +40,10 @@ FLOORS = (
     ("kernels", "observers"),
     # 5: everything that users compose
     ("_inference",),
+    ("_audit",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
-    ("_convert", "_audit", "_lowered"),
+    ("_convert", "_lowered"),
     # 6: the command
     ("demo",),
     ("cli",),
