@@ -5,6 +5,7 @@ straight-through training, and ``quantized`` runs an unmodified function on code
 """
 
 from jqz import _gradients as gradients
+from jqz import _measures as measures
 from jqz import _ranges as ranges
 from jqz import _requant as requant
 from jqz import _rounding as rounding
@@ -75,6 +76,7 @@ __all__ = [
     "gradients",
     "learnable",
     "lowered",
+    "measures",
     "merge",
     "nnabla",
     "observe",
