@@ -18,7 +18,7 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 FLOORS = (
     # 0: what stands on jax alone
     ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "_gradients"),
-    ("_allocator", "_capabilities", "_measures", "lowerings/dot"),
+    ("_allocator", "_capabilities", "_measures", "_budgets", "_solvers", "lowerings/dot"),
     ("lowerings/*",),
     ("lowerings",),
     # 1: the contract, and tools that schemes share
@@ -43,7 +43,7 @@ FLOORS = (
     ("_audit",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
-    ("_convert", "_lowered"),
+    ("_convert", "_lowered", "_search"),
     # 6: the command
     ("demo",),
     ("cli",),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz import _paths
-from jqz._learnable import value_and_grid
+from jqz._learnable import is_whole, value_and_grid
 from jqz._measures import Measure, OutputKL, Problem, Weights
 from jqz._policy import Policy, resolve
 from jqz._scheme import Identity, Scheme
@@ -102,15 +102,12 @@ def sensitivity(
         )
     weights, offers = offered("sensitivity", params, candidates)
     schemes = tuple(dict.fromkeys(scheme for some in offers.values() for scheme in some))
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    places = [_paths.name(path) for path, _ in leaves]
 
     def apply(weights: Weights, *batch: typing.Any) -> typing.Any:
-        merged = [weights.get(place, leaf) for place, (_, leaf) in zip(places, leaves, strict=True)]
-        return fn(treedef.unflatten(merged), *batch)
+        return fn(replaced(params, weights), *batch)
 
     def rounding(scheme: Scheme) -> Callable[[], Weights]:
-        return lambda: _round({path: w for path, w in weights.items() if scheme in offers[path]}, scheme)
+        return lambda: rounded_by(scheme, weights, offers)
 
     rounded = [scheme for scheme in schemes if scheme is not None]
     found = measure.scores(Problem(apply, weights, [rounding(scheme) for scheme in rounded], batches))
@@ -125,8 +122,15 @@ def sensitivity(
     return Sensitivity(tuple(weights), schemes, scores, tuple(w.size for w in weights.values()), measure)
 
 
-def _round(weights: Weights, scheme: Scheme) -> Weights:
-    """Rounded weights; schemes that differ in their bits alone share a program where they can."""
+def replaced(params: typing.Any, weights: Weights) -> typing.Any:
+    """The parameters with other weights at their paths."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_whole)
+    return treedef.unflatten([weights.get(_paths.name(path), leaf) for path, leaf in leaves])
+
+
+def rounded_by(scheme: Scheme, weights: Weights, offers: Mapping[str, Sequence[Scheme | None]]) -> Weights:
+    """All weights that a scheme is offered to, rounded; schemes that differ in bits alone share a program."""
+    weights = {path: w for path, w in weights.items() if scheme in offers[path]}
     if isinstance(scheme, TRACED_BITS):
         frame = dataclasses.replace(typing.cast(typing.Any, scheme), bits=8)
         return _round_traced(weights, frame, jnp.asarray(scheme.bits, jnp.int32))
