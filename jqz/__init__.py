@@ -4,10 +4,13 @@ Three verbs carry everything: ``quantize`` codes a parameter tree, ``fake_quanti
 straight-through training, and ``quantized`` runs an unmodified function on codes.
 """
 
+from jqz import _budgets as budgets
 from jqz import _gradients as gradients
+from jqz import _measures as measures
 from jqz import _ranges as ranges
 from jqz import _requant as requant
 from jqz import _rounding as rounding
+from jqz import _solvers as solvers
 from jqz import _ste as ste
 from jqz import files, nnabla, observers, schemes
 from jqz._allocator import tune_allocator
@@ -22,6 +25,7 @@ from jqz._policy import Policy
 from jqz._qtensor import QTensor
 from jqz._requant import Gemmlowp
 from jqz._scheme import Affine, Identity, Scheme, chain
+from jqz._search import search
 from jqz._sites import calibrate, merge
 from jqz._transform import bits_per_weight, dequantize, fake_quantize, learnable, quantize, size_bytes
 from jqz.files import load, save
@@ -67,6 +71,7 @@ __all__ = [
     "Ternary",
     "audit",
     "bits_per_weight",
+    "budgets",
     "calibrate",
     "capabilities",
     "chain",
@@ -78,6 +83,7 @@ __all__ = [
     "learnable",
     "load",
     "lowered",
+    "measures",
     "merge",
     "nnabla",
     "observe",
@@ -89,8 +95,10 @@ __all__ = [
     "rounding",
     "save",
     "schemes",
+    "search",
     "simulated",
     "size_bytes",
+    "solvers",
     "ste",
     "tune_allocator",
 ]

@@ -27,9 +27,6 @@ from jqz._qtensor import QTensor, is_qtensor
 from jqz._scheme import Scheme
 from jqz._transform import bits_per_weight, fake_quantize, quantize, size_bytes
 
-#: Schemes whose bit width may be traced, so that one compiled program serves all of their rows.
-TRACED = (schemes.Symmetric, schemes.Asymmetric, schemes.FixedPoint, schemes.PowerOfTwo)
-
 #: Schemes that are chosen by a format instead of a width, widest first.
 FORMATS: dict[type[Scheme], dict[str, Scheme]] = {
     schemes.Float: {
@@ -204,7 +201,7 @@ def _with_bits(scheme: Scheme, bits: typing.Any) -> Scheme:
 
 def _kind(scheme: Scheme | None) -> Scheme | None:
     """What rows must share to share a branch of the compiled program."""
-    return _with_bits(scheme, 8) if scheme is not None and isinstance(scheme, TRACED) else scheme
+    return _with_bits(scheme, 8) if scheme is not None and isinstance(scheme, schemes.TRACED_BITS) else scheme
 
 
 def _rounding(kind: Scheme | None) -> Rounding:
@@ -217,7 +214,7 @@ def _rounding(kind: Scheme | None) -> Rounding:
     def rounded(params: typing.Any, bits: jax.Array) -> typing.Any:
         if kind is None:
             return params
-        scheme = _with_bits(kind, bits) if isinstance(kind, TRACED) else kind
+        scheme = _with_bits(kind, bits) if isinstance(kind, schemes.TRACED_BITS) else kind
         return fake_quantize(params, Policy({"**/kernel": scheme}))
 
     def pair(params: typing.Any, bits: jax.Array) -> typing.Any:

@@ -18,7 +18,7 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 FLOORS = (
     # 0: what stands on jax alone
     ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "_gradients"),
-    ("_allocator", "_capabilities", "lowerings/dot"),
+    ("_allocator", "_capabilities", "_measures", "_budgets", "_solvers", "lowerings/dot"),
     ("lowerings/*",),
     ("lowerings",),
     # 1: the contract, and tools that schemes share
@@ -29,7 +29,7 @@ FLOORS = (
     ("_qtensor", "schemes/*"),
     ("_learnable", "schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values", "_stacked", "_expression"),
+    ("_policy", "_values", "_stacked", "_expression", "_samples"),
     ("_walk",),
     ("_interpret", "_pending"),
     ("_prepare",),
@@ -42,9 +42,10 @@ FLOORS = (
     ("_inference", "files/range_coding", "files/lazy", "files/atomic"),
     ("files/tree", "files/names"),
     ("files/safetensors",),
+    ("_audit",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
-    ("_convert", "_audit", "_lowered"),
+    ("_convert", "_lowered", "_search"),
     # 6: the command
     ("demo", "cli/output"),
     ("cli/trees",),

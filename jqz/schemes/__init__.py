@@ -127,6 +127,9 @@ CATALOGUE: dict[type[Scheme], tuple[Scheme, ...]] = {
     ),
 }
 
+#: Schemes whose bit width may be traced under ``fake_quantize``, so that one compiled program serves all widths.
+TRACED_BITS: tuple[type[Scheme], ...] = (Symmetric, Asymmetric, FixedPoint, PowerOfTwo)
+
 __all__ = [
     "CATALOGUE",
     "E2M1",
@@ -135,6 +138,7 @@ __all__ = [
     "E4M3",
     "E5M2",
     "INQ",
+    "TRACED_BITS",
     "AdditivePowerOfTwo",
     "Arithmetic",
     "Asymmetric",

@@ -1,0 +1,128 @@
+"""How few bits does ResNet-20 on Fashion-MNIST need, when each layer gets its own?
+
+    python benchmarks/mixed_precision.py            # some minutes on two cores
+    python benchmarks/mixed_precision.py --images 128
+
+The network is tests/data/resnet20_fashion.npz. ``sensitivity`` scores all layers under Symmetric schemes of 8 to 2
+bits, one grid a channel, on training images without their labels; ``search`` chooses widths from the scores. The first
+table compares one width for all layers with chosen widths of the same average, all on the test images. The second
+says how many bits suffice for a loss of one point, chosen by the accuracy on training images that nothing else uses.
+Rounding is to the nearest level; nothing else is repaired.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import report
+from networks import ResNet
+
+import jqz
+from jqz.algorithms import Sensitivity, sensitivity
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
+import checkpoints
+from parts import fashion_mnist
+
+MODEL = ResNet((3, 3, 3), 16, stem=3, classes=10, stem_stride=2)
+CHANNEL = jqz.PerAxis(-1)
+WIDTHS = range(8, 1, -1)
+#: Kinds of candidates: the largest magnitude is a level; a range that clips for the least error.
+KINDS: dict[str, tuple[jqz.Scheme, ...]] = {
+    "absmax": tuple(jqz.Symmetric(bits=bits, granularity=CHANNEL) for bits in WIDTHS),
+    "OCTAV": tuple(jqz.Symmetric(bits=bits, granularity=CHANNEL, range=jqz.ranges.OCTAV()) for bits in WIDTHS),
+}
+MEASURES = {
+    "KL": jqz.measures.OutputKL(),
+    "Fisher": jqz.measures.FisherDiagonal(),
+    "weights": jqz.measures.WeightNoise(),
+}
+
+
+def prepare(images: np.ndarray) -> np.ndarray:
+    return (images.astype(np.float32) / 255 - 0.286) / 0.353
+
+
+class Accuracy:
+    """Percent of right answers on one split, through one compiled program."""
+
+    def __init__(self, split: fashion_mnist.Split, batch: int = 500):
+        self.batches = np.split(prepare(split.images), len(split.images) // batch)
+        self.labels = split.labels
+        self.predict = jax.jit(lambda variables, x: jnp.argmax(jqz.lowered(MODEL.apply)(variables, x), -1))
+
+    def __call__(self, variables: typing.Any) -> float:
+        answers = np.concatenate([self.predict(variables, x) for x in self.batches])
+        return 100 * float((answers == self.labels).mean())
+
+
+def rounded(variables: typing.Any, policy: typing.Any) -> typing.Any:
+    return jqz.dequantize(jqz.quantize(variables, policy))
+
+
+def scored(variables: typing.Any, images: np.ndarray, schemes: tuple[jqz.Scheme, ...], name: str) -> Sensitivity:
+    start = time.perf_counter()
+    processor = time.process_time()
+    found = sensitivity(jqz.lowered(MODEL.apply), variables, [images], schemes, MEASURES[name])
+    print(
+        f"{name}: {len(found.paths)} layers x {len(schemes)} widths on {len(images)} images in "
+        f"{time.perf_counter() - start:.1f} s ({time.process_time() - processor:.1f} s of processor time)",
+        flush=True,
+    )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="FOLDER", help="of Fashion-MNIST's idx files")
+    parser.add_argument("--images", type=int, default=256, help="unlabelled, for the scores (default 256)")
+    args = parser.parse_args()
+    jqz.tune_allocator()
+    data = fashion_mnist.load(args.data)
+    print(data.source, report.in_words(report.facts()), sep="\n")
+    variables = checkpoints.resnet20()
+    images = prepare(data.train.images[: args.images])
+    test = Accuracy(data.test)
+    held_out = Accuracy(fashion_mnist.Split(data.train.images[-5000:], data.train.labels[-5000:]))
+    exact = test(variables)
+    print(f"float: {exact:.2f} % of the test images")
+
+    for kind, schemes in KINDS.items():
+        given = (MODEL.apply, variables, [images], schemes)
+        scores = {name: scored(variables, images, schemes, name) for name in MEASURES}
+
+        def found(
+            name: str, budget: typing.Any, schemes: tuple[jqz.Scheme, ...] = schemes, scores: typing.Any = scores
+        ):
+            return jqz.search(MODEL.apply, variables, [images], schemes, budget, scores=scores[name])
+
+        lines = []
+        for bits in (8.0, 6.0, 5.0, 4.0, 3.5, 3.0, 2.75, 2.5, 2.25, 2.0):
+            one = [s for s in schemes if s.bits == bits]
+            cells = [f"{test(rounded(variables, one[0])):.2f}" if one else ""]
+            for name in MEASURES:
+                choice = jqz.search(*given, jqz.budgets.AverageBits(bits), scores=scores[name])
+                cells.append(f"{test(rounded(variables, choice.policy)):.2f}")
+            lines.append([f"{bits:g}", *cells])
+            print(lines[-1], flush=True)
+        report.table(["bits", "one width", *MEASURES], lines, f"test accuracy, %: {kind}, {exact:.2f} in float")
+
+        lines = []
+        for name in MEASURES:
+            choice = jqz.search(*given, jqz.budgets.AccuracyDrop(1.0, held_out), scores=scores[name])
+            reached = test(rounded(variables, choice.policy))
+            coded = jqz.size_bytes(jqz.quantize(variables, choice.policy))
+            lines.append(
+                [name, f"{choice.average_bits():.2f}", f"{reached:.2f}", f"{exact - reached:.2f}", f"{coded:,}"]
+            )
+        report.table(["scores", "bits", "test accuracy", "lost", "bytes"], lines, f"one point lost: {kind}")
+
+
+if __name__ == "__main__":
+    main()
