@@ -34,12 +34,12 @@ FLOORS = (
     ("_interpret", "_pending"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
-    ("_transform", "_activations", "_masks"),
+    ("_transform", "_activations", "_masks", "_rows"),
     ("_sites",),
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference",),
+    ("_inference", "_layers"),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),

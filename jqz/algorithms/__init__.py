@@ -1,0 +1,24 @@
+"""Post-training algorithms: better codes for a trained model, from a few inputs or from none.
+
+Rounders are functions ``f(params, policy, stats, ...) -> qparams``: they choose codes. ``stats`` come from
+``jqz.observe(fn, policy, jqz.observers.Gram())``. None is worse than nearest rounding on what it minimizes, the change
+of what each layer computes.
+
+============ =============================================================== =========
+name         method                                                          arXiv
+============ =============================================================== =========
+``nearest``  each weight to its nearest level
+``gptq``     errors made up for by weights that come later, then coordinate  2210.17323
+             descent                                                         2309.01885
+============ =============================================================== =========
+
+``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
+"""
+
+from jqz.algorithms.gptq import gptq
+from jqz.algorithms.nearest import nearest
+
+#: What the laws of rounders are tested on.
+ROUNDERS = (nearest, gptq)
+
+__all__ = ["ROUNDERS", "gptq", "nearest"]
