@@ -281,7 +281,8 @@ def _inputs_of(policy: PolicyLike) -> Callable[[str], Scheme | None]:
 
 def _tagged(leaves: Sequence[typing.Any], decisions: Sequence[Decision]) -> list[typing.Any]:
     """Leaves that the policy selects, as weights that a walk follows."""
-    return [v if d.scheme is None else Weight(v, d.path) for v, d in zip(leaves, decisions, strict=True)]
+    pairs = zip(leaves, decisions, strict=True)
+    return [v if d.scheme is None else Weight(v, d.path, tuple(range(v.ndim))) for v, d in pairs]
 
 
 def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:

@@ -9,6 +9,7 @@ walked through wherever such an operand enters them, or a primitive of the secon
 Everything that differs between JAX versions stands in this file.
 """
 
+import dataclasses
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
@@ -137,7 +138,7 @@ def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Valu
 
 def _with_gradient(value: Value, source: jax.Array) -> Value:
     if isinstance(value, Weight):
-        return Weight(_ste.straight_through(source, value.value), value.path)
+        return dataclasses.replace(value, value=_ste.straight_through(source, value.value))
     if is_weight(value) or not jnp.issubdtype(source.dtype, jnp.floating):
         return value
     return _ste.straight_through(source, decode(value))

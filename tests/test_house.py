@@ -34,12 +34,12 @@ FLOORS = (
     ("_interpret", "_pending"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
-    ("_transform", "_activations", "_masks"),
+    ("_transform", "_activations", "_masks", "_rows"),
     ("_sites",),
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference", "files/range_coding", "files/lazy", "files/atomic"),
+    ("_inference", "_layers", "files/range_coding", "files/lazy", "files/atomic"),
     ("files/tree", "files/names"),
     ("files/safetensors",),
     ("_audit",),
