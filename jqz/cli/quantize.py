@@ -110,7 +110,7 @@ def deferred(path: str, leaf: typing.Any, scheme: Scheme, done: Callable[[], Non
 
     def part(i: int) -> np.ndarray:
         if not made:
-            coded = quantize({path: value(leaf)}, lambda *_: scheme)[path]
+            coded = _quantized(path, value(leaf), scheme)
             made.update(enumerate(map(np.asarray, jax.tree.leaves(coded))))
             done()
         return made.pop(i)
@@ -120,7 +120,17 @@ def deferred(path: str, leaf: typing.Any, scheme: Scheme, done: Callable[[], Non
     return structure.unflatten(parts)
 
 
+def _quantized(path: str, array: np.ndarray, scheme: Scheme) -> QTensor:
+    try:
+        return quantize({"weight": array}, lambda *_: scheme)["weight"]  # one name: one program for each shape
+    except ValueError:
+        return quantize({path: array}, lambda *_: scheme)[path]  # says which
+
+
 @functools.lru_cache(maxsize=1024)
 def _shapes(scheme: Scheme, shape: tuple[int, ...], dtype: np.dtype) -> QTensor:
     struct = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
-    return jax.eval_shape(lambda x: encode(x, scheme), struct)
+    try:
+        return jax.eval_shape(lambda x: encode(x, scheme), struct)
+    except AttributeError as error:  # granularity=MSE(): no constructor looks at the type of a field
+        raise ValueError(f"--policy: {scheme!r} has a field of another type ({error}).") from error

@@ -156,6 +156,7 @@ def test_capabilities(capsys):
         (["quantize", "FLOATS", "out.npz", "--policy", "Symmetric(bits=4)"], "cannot hold codes. Use a name that ends"),
         (["quantize", "FLOATS", "OUT", "--policy", "Symetric(bits=4)"], "Did you mean Symmetric?"),
         (["quantize", "FLOATS", "OUT", "--policy", "**/kernle=Symmetric(bits=4)"], "Nearest paths: 'encoder/kernel'"),
+        (["quantize", "FLOATS", "OUT", "--policy", "Symmetric(granularity=MSE())"], "has a field of another type"),
         (["quantize", "FLOATS", "OUT", "--policy", "**=None", "--policy", "Symmetric()"], "two rules for '**'"),
         (["quantize", "NAN", "OUT", "--policy", "Symmetric(bits=4)"], "'layer/w'"),
         (["quantize", "FLOATS", "/none/out.safetensors", "--policy", "Symmetric(bits=4)"], "No such file or directory"),
