@@ -39,7 +39,9 @@ FLOORS = (
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference",),
+    ("_inference", "_graph"),
+    ("_nodes", "_complete", "_runtime"),  # what exporters share
+    ("_operators",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),
