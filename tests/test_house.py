@@ -39,10 +39,12 @@ FLOORS = (
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference", "_layers", "files/range_coding", "files/lazy", "files/atomic"),
+    ("_inference", "_graph", "_layers", "files/range_coding", "files/lazy", "files/atomic"),
     ("files/tree", "files/names"),
     ("files/safetensors",),
     ("_audit",),
+    ("_nodes", "_complete", "_runtime"),  # what exporters share
+    ("_operators",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_lowered", "_search"),
