@@ -20,7 +20,7 @@ from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
-from jqz._values import Coded, Stored, Value, Weight, decode
+from jqz._values import Coded, Lazy, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Rules, Walk, either
 from jqz.kernels import cache, convolution, dot, floats, gather, ragged, row, simulate, structure, waiting, watch
 
@@ -303,11 +303,11 @@ def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing
 
 
 def _is_leaf(leaf: typing.Any) -> bool:
-    return isinstance(leaf, QTensor | Weight)
+    return isinstance(leaf, QTensor | Lazy)
 
 
 def _is_array(leaf: typing.Any) -> bool:
-    return isinstance(leaf, QTensor | Weight | jax.Array | np.ndarray | np.generic)
+    return isinstance(leaf, QTensor | Lazy | jax.Array | np.ndarray | np.generic)
 
 
 def _abstract(leaf: typing.Any) -> typing.Any:

@@ -40,6 +40,7 @@ FLOORS = (
     ("kernels", "observers"),
     # 5: everything that users compose
     ("_inference", "_layers"),
+    ("_channels",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_audit", "_lowered"),

@@ -1,24 +1,38 @@
-"""Post-training algorithms: better codes for a trained model, from a few inputs or from none.
+"""Post-training algorithms: a trained model in fewer bits, from a few inputs without labels or from none.
 
 Rounders are functions ``f(params, policy, stats, ...) -> qparams``: they choose codes. ``stats`` come from
 ``jqz.observe(fn, policy, jqz.observers.Gram())``. None is worse than nearest rounding on what it minimizes, the change
 of what each layer computes.
 
-============ =============================================================== =========
-name         method                                                          arXiv
-============ =============================================================== =========
-``nearest``  each weight to its nearest level
-``gptq``     errors made up for by weights that come later, then coordinate  2210.17323
-             descent                                                         2309.01885
-============ =============================================================== =========
+============================= ========================================================= =========
+rounder                       method                                                    arXiv
+============================= ========================================================= =========
+``nearest``                   each weight to its nearest level
+``gptq``                      errors made up for by weights that come later, then       2210.17323
+                              coordinate descent                                        2309.01885
+============================= ========================================================= =========
+
+Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model. They
+find its parts in its program, not by names.
+
+============================= ========================================================= =========
+correction                    method                                                    arXiv
+============================= ========================================================= =========
+``reestimate_batch_norm``     mean and variance measured again behind rounded weights   1806.08342
+``correct_bias``              biases that restore the mean of each channel              1906.04721
+``synthesize_inputs``         inputs that batch norms recognize, where there are none   2001.00281
+============================= ========================================================= =========
 
 ``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
 """
 
+from jqz.algorithms.batch_norm import reestimate_batch_norm
+from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
+from jqz.algorithms.synthesis import synthesize_inputs
 
 #: What the laws of rounders are tested on.
 ROUNDERS = (nearest, gptq)
 
-__all__ = ["ROUNDERS", "gptq", "nearest"]
+__all__ = ["ROUNDERS", "correct_bias", "gptq", "nearest", "reestimate_batch_norm", "synthesize_inputs"]
