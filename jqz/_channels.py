@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jqz._inference import walk_through
 from jqz._paths import name as path_name
 from jqz._qtensor import is_qtensor
-from jqz._values import Lazy, Pending, Value, decode
-from jqz._walk import Equation, Rule, Walk
+from jqz._values import Pending, Value, Weight, decode
+from jqz._walk import Equation, Rule, Rules, Walk, either
 
 Leaves = Mapping[str, jax.Array]
 
@@ -70,7 +70,7 @@ def _its_own(path: str) -> Callable[[Leaves], jax.Array]:
 class Centred(Pending):
     """x - mean, and what it was multiplied with since, none of which had a root in it."""
 
-    x: jax.Array
+    x: Value
     mean: Channels
     factors: tuple[Channels, ...] = ()
 
@@ -87,7 +87,7 @@ class Centred(Pending):
 
     def given(self, changed: Leaves) -> jax.Array:
         """The array, with other values for some of the parameters."""
-        y = self.x - self.mean.given(changed)
+        y = decode(self.x) - self.mean.given(changed)
         for factor in self.factors:
             y = y * factor.given(changed)
         return y
@@ -97,11 +97,13 @@ class Handlers(typing.NamedTuple):
     """What to do at a batch norm and at a bias.
 
     ``norm(walk, x, mean, variance, axis)`` and ``bias(walk, x, bias, axis)`` get the paths of parameters, and return
-    other values for them, by path, which hold for this use.
+    other values for them, by path, which hold for this use. ``whole(walk, centred, factor, divides)`` may return the
+    result of a batch norm instead.
     """
 
     norm: Callable[..., Leaves] = lambda *_: {}
     bias: Callable[..., Leaves] = lambda *_: {}
+    whole: Callable[..., jax.Array | None] = lambda *_: None
 
 
 def rules(handlers: Handlers) -> dict[str, Rule]:
@@ -114,7 +116,9 @@ def rules(handlers: Handlers) -> dict[str, Rule]:
             return None
         if y.root is None:
             return None if divides else [dataclasses.replace(x, factors=(*x.factors, y))]
-        changed = handlers.norm(eqn.walk, x.x, x.mean.bare, y.root, y.axis)
+        if (whole := handlers.whole(eqn.walk, x, y, divides)) is not None:
+            return [whole]
+        changed = handlers.norm(eqn.walk, decode(x.x), x.mean.bare, y.root, y.axis)
         return [x.given(changed) / y.given(changed) if divides else x.given(changed) * y.given(changed)]
 
     def multiply(eqn: Equation, x: Value, y: Value) -> Sequence[Value] | None:
@@ -125,7 +129,7 @@ def rules(handlers: Handlers) -> dict[str, Rule]:
 
     def subtract(eqn: Equation, x: Value, y: Value) -> Sequence[Value] | None:
         if isinstance(y, Channels) and y.bare is not None and _is_data(x):
-            return [Centred(decode(x), y)]
+            return [Centred(x, y)]
         return _elementwise(eqn, x, y)
 
     def add(eqn: Equation, x: Value, y: Value) -> Sequence[Value] | None:
@@ -209,21 +213,22 @@ def _convert(eqn: Equation, x: Value) -> Sequence[Value] | None:
 
 
 def walk_channels(
-    fn: Callable[..., typing.Any], params: typing.Any, args: Sequence[typing.Any], handlers: Handlers
+    fn: Callable[..., typing.Any], params: typing.Any, args: Sequence[typing.Any], handlers: Handlers, *tables: Rules
 ) -> tuple[typing.Any, Walk]:
     """Runs a function on parameters, QTensors among them, with handlers at its batch norms and biases.
 
-    What stands in loops and branches is computed, and not looked at.
+    What stands in loops and branches is computed, and not looked at. With more ``tables`` of rules, which come first,
+    leaves of higher rank are weights that these rules follow.
     """
-    walk = Walk(rules(handlers), derivatives=False)
+    walk = Walk(either(*tables, rules(handlers)), derivatives=False)
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_qtensor)
 
     def tagged(path: typing.Any, leaf: typing.Any) -> typing.Any:
-        if isinstance(leaf, Lazy) or is_qtensor(leaf) or getattr(leaf, "ndim", 0) != 1:
-            return leaf
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        if is_qtensor(leaf) or not getattr(leaf, "ndim", 0) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         name = path_name(path)
+        if leaf.ndim > 1:
+            return Weight(leaf, name, tuple(range(leaf.ndim))) if tables else leaf
         return Channels(_its_own(name), {name: jnp.asarray(leaf)}, 0, leaf.shape, leaf.dtype)
 
     tree = treedef.unflatten([tagged(path, leaf) for path, leaf in flat])

@@ -12,8 +12,8 @@ rounder                       method                                            
                               coordinate descent                                        2309.01885
 ============================= ========================================================= =========
 
-Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model. They
-find its parts in its program, not by names.
+Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model.
+They find its parts in its program, not by names.
 
 ============================= ========================================================= =========
 correction                    method                                                    arXiv
@@ -28,6 +28,7 @@ correction                    method                                            
 
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
+from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.synthesis import synthesize_inputs
@@ -35,4 +36,12 @@ from jqz.algorithms.synthesis import synthesize_inputs
 #: What the laws of rounders are tested on.
 ROUNDERS = (nearest, gptq)
 
-__all__ = ["ROUNDERS", "correct_bias", "gptq", "nearest", "reestimate_batch_norm", "synthesize_inputs"]
+__all__ = [
+    "ROUNDERS",
+    "correct_bias",
+    "fold_batch_norm",
+    "gptq",
+    "nearest",
+    "reestimate_batch_norm",
+    "synthesize_inputs",
+]
