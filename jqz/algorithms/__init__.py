@@ -23,6 +23,15 @@ correction                    method                                            
 ``synthesize_inputs``         inputs that batch norms recognize, where there are none   2001.00281
 ============================= ========================================================= =========
 
+Rewriters are functions ``f(fn, params, ...) -> params`` that leave what the float function computes as it is, to
+rounding errors, and make its weights easier to round.
+
+============================= ========================================================= =========
+rewriter                      method                                                    arXiv
+============================= ========================================================= =========
+``fold_batch_norm``           scales of batch norms moved into the weights before them  1712.05877
+============================= ========================================================= =========
+
 ``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
 """
 
