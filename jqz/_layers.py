@@ -46,7 +46,8 @@ def round_layers(who: str, params: typing.Any, policy: PolicyLike, stats: Stats,
 
     def coded(leaf: Selected) -> QTensor:
         seen = gram_of(leaf.path, leaf.value.shape, stats)
-        products, contraction = seen.observer.products, seen.observer.contraction
+        gram: typing.Any = seen.observer
+        products, contraction = gram.products, gram.contraction
         codes, grid = _round(leaf.value, leaf.grid, products, rounder, leaf.scheme, contraction, len(seen.lengths))
         payload, length = _qtensor.pack(codes, leaf.scheme)
         return QTensor(payload, grid, leaf.scheme, jnp.dtype(leaf.value.dtype), length)
@@ -111,11 +112,9 @@ def gram_of(path: str, shape: tuple[int, ...], stats: Stats) -> Seen:
             "Use observe(fn, policy, jqz.observers.Gram()), or map this path to None and round it by quantize."
         )
     seen = functools.reduce(Seen.merge, uses)
-    if contraction.terms(shape[len(seen.lengths) :]) != seen.observer.products.shape[-1]:
-        raise ValueError(
-            f"the statistics are of rows of {seen.observer.products.shape[-1]} terms. "
-            "Use observe with these parameters."
-        )
+    terms = typing.cast(typing.Any, seen.observer).products.shape[-1]
+    if contraction.terms(shape[len(seen.lengths) :]) != terms:
+        raise ValueError(f"the statistics are of rows of {terms} terms. Use observe with these parameters.")
     return seen
 
 

@@ -45,6 +45,7 @@ FLOORS = (
     ("_audit",),
     ("_nodes", "_complete", "_runtime"),  # what exporters share
     ("_operators",),
+    ("_channels",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_lowered", "_search"),

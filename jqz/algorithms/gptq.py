@@ -67,7 +67,7 @@ def gptq(
     layers. A term that meets nothing but zeros is rounded to nearest.
 
     Use it at 2 to 4 bits with a few hundred inputs, at least as many rows as terms. At 8 bits nearest rounding is as
-    good. What precedes a layer is rounded too in the end: ``sequential`` measures each layer behind those.
+    good.
 
     Args:
       params: any pytree of floating arrays.

@@ -6,6 +6,7 @@ later is treated alike for every scheme, and in training as in inference.
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Sequence
 
 import jax
@@ -38,7 +39,7 @@ def _convert(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
         return None
     if isinstance(value, Coded | Levels):
         return [value if dtype == value.dtype else dataclasses.replace(value, casts=(*value.casts, dtype))]
-    return [dataclasses.replace(value, value=eqn.on(value))]
+    return [dataclasses.replace(typing.cast(Weight, value), value=eqn.on(value))]
 
 
 def _pass(eqn: Equation, value: Lazy) -> Sequence[Value]:
