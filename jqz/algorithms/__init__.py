@@ -1,6 +1,17 @@
 """Algorithms after training: one a file, plain functions."""
 
+from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
 from jqz.algorithms.sensitivity import Sensitivity, sensitivity
 from jqz.algorithms.ties import residual_ties
 
-__all__ = ["Sensitivity", "residual_ties", "sensitivity"]
+__all__ = [
+    "Sensitivity",
+    "heads",
+    "layers",
+    "most_sensitive",
+    "only",
+    "residual_ties",
+    "sensitivity",
+    "skip_first",
+    "skip_last",
+]
