@@ -14,9 +14,11 @@ how few bits can it do with?                              ``knee``
 which classes does it take for each other?                ``confusion``, ``similarity``,
                                                           ``group_classes``, ``grouped_accuracy``,
                                                           ``regroup``
+what does it look like?                                   ``figures``
 ========================================================= ==========================================
 """
 
+from jqz.analysis import figures
 from jqz.analysis.bit_efficiency import BitEfficiency, bit_efficiency, mean_efficiency
 from jqz.analysis.costs import Cost, Costs, costs
 from jqz.analysis.grouping import (
@@ -47,6 +49,7 @@ __all__ = [
     "bit_efficiency",
     "confusion",
     "costs",
+    "figures",
     "group_classes",
     "grouped_accuracy",
     "knee",
