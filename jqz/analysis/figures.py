@@ -47,7 +47,8 @@ def channels(tensors: Mapping[str, typing.Any], axis: int = -1, unit: str = "val
         numbers = np.quantile(rows.reshape(len(rows), -1), [0, 0.25, 0.5, 0.75, 1], axis=1).T
         keys = ("whislo", "q1", "med", "q3", "whishi")
         boxes = [dict(zip(keys, five, strict=True), fliers=[]) for five in numbers]
-        axes.bxp(boxes, positions=range(len(rows)), showfliers=False, widths=0.6, manage_ticks=False)
+        black = {"color": "black"}
+        axes.bxp(boxes, range(len(rows)), showfliers=False, widths=0.6, manage_ticks=False, medianprops=black)
         _label(axes, name, "channel", unit)
     return figure
 
@@ -141,9 +142,13 @@ def knees(accuracy: Mapping[str, Mapping[float, float]], reference: Mapping[str,
     axes.axhline(drop, color="0.6", linewidth=0.8)
     axes.set_xticks(sorted({b for table in accuracy.values() for b in table}))
     axes.set_yscale("symlog", linthresh=1)
-    axes.invert_yaxis()
+    ticks = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+    lost = [reference[name] - one for name, table in accuracy.items() for one in table.values()]
+    axes.set_ylim(max([2 * drop, *lost]) * 1.2, min([0.0, *lost]) - 0.2)  # what is lost points down
     axes.legend()
-    _label(axes, f"line: {drop:g} lost", "bits", "accuracy lost, points")
+    _label(axes, f"line: a loss of {drop:g}", "bits", "accuracy lost, points")
     return figure
 
 

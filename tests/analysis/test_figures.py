@@ -47,6 +47,7 @@ def test_channels_show_five_numbers_each():
     (axes,) = figure.axes
     medians = [line for line in axes.lines if len(set(line.get_ydata())) == 1 and len(line.get_xdata()) == 2]
     heights = {round(float(line.get_ydata()[0]), 9) for line in medians}
+    assert all(grey(line.get_color()) for line in axes.lines)
     for channel in np.moveaxis(W, -1, 0):
         for q in (0, 0.5, 1):
             assert round(float(np.quantile(channel, q)), 9) in heights
@@ -88,6 +89,9 @@ def test_knees_show_what_is_lost():
     assert a.get_marker() != b.get_marker()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
     assert axes.yaxis_inverted()
+    low, high = axes.get_ylim()
+    assert low > 41
+    assert high < -0.5
 
 
 def test_pareto_marks_the_choice():
