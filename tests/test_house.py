@@ -32,6 +32,7 @@ FLOORS = (
     ("_policy", "_values", "_stacked", "_expression", "_samples"),
     ("_walk",),
     ("_interpret", "_pending"),
+    ("_flow",),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations", "_masks", "_rows"),

@@ -38,7 +38,9 @@ For a choice of schemes, ``jqz.search`` asks what rounding each layer costs.
 choosing                      question                                                  arXiv
 ============================= ========================================================= =========
 ``sensitivity``               what rounding one layer alone costs, for many schemes     1911.03852
-``residual_ties``             which layers are summed, and so share a scheme
+``residual_ties``             which layers are summed, and so share a scheme            2011.10680
+``layers``                    in which order weights are used
+``skip_first``, ``only``      policies for a part of a model
 ============================= ========================================================= =========
 
 ``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
@@ -49,6 +51,7 @@ from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
+from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
 from jqz.algorithms.sensitivity import Sensitivity, sensitivity
 from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
@@ -62,9 +65,15 @@ __all__ = [
     "correct_bias",
     "fold_batch_norm",
     "gptq",
+    "heads",
+    "layers",
+    "most_sensitive",
     "nearest",
+    "only",
     "reestimate_batch_norm",
     "residual_ties",
     "sensitivity",
+    "skip_first",
+    "skip_last",
     "synthesize_inputs",
 ]

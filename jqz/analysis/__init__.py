@@ -11,11 +11,24 @@ is the noise what the scheme promises?                    ``sqnr``, ``sqnr_db``
 what does the model compute and read?                     ``costs``
 how large is it, in memory and compressed?                ``sizes``
 how few bits can it do with?                              ``knee``
+which classes does it take for each other?                ``confusion``, ``similarity``,
+                                                          ``group_classes``, ``grouped_accuracy``,
+                                                          ``regroup``
+what does it look like?                                   ``figures``
 ========================================================= ==========================================
 """
 
+from jqz.analysis import figures
 from jqz.analysis.bit_efficiency import BitEfficiency, bit_efficiency, mean_efficiency
 from jqz.analysis.costs import Cost, Costs, costs
+from jqz.analysis.grouping import (
+    GroupedAccuracy,
+    confusion,
+    group_classes,
+    grouped_accuracy,
+    regroup,
+    similarity,
+)
 from jqz.analysis.knee import knee
 from jqz.analysis.levels import AverageLevels, Levels, average_levels, levels
 from jqz.analysis.sizes import CODERS, Size, Sizes, sizes
@@ -28,15 +41,22 @@ __all__ = [
     "BitEfficiency",
     "Cost",
     "Costs",
+    "GroupedAccuracy",
     "Levels",
     "Size",
     "Sizes",
     "average_levels",
     "bit_efficiency",
+    "confusion",
     "costs",
+    "figures",
+    "group_classes",
+    "grouped_accuracy",
     "knee",
     "levels",
     "mean_efficiency",
+    "regroup",
+    "similarity",
     "sizes",
     "sqnr",
     "sqnr_db",
