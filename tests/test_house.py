@@ -46,7 +46,7 @@ FLOORS = (
     ("_audit",),
     ("_nodes", "_complete", "_runtime"),  # what exporters share
     ("_operators",),
-    ("_channels",),
+    ("_channels", "algorithms/sensitivity"),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_lowered", "_search"),
