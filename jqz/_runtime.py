@@ -26,7 +26,9 @@ class Interface(abc.ABC):
 class Values(Interface):
     """float32 values."""
 
-    codes = False
+    @property
+    def codes(self) -> bool:
+        return False
 
 
 @typing.final
@@ -34,7 +36,58 @@ class Values(Interface):
 class Codes(Interface):
     """Codes; the file says their scale and zero point."""
 
-    codes = True
+    @property
+    def codes(self) -> bool:
+        return True
+
+
+class Numbers(abc.ABC):
+    """What a file computes on."""
+
+    @abc.abstractmethod
+    def of(self, graph: g.Graph) -> g.Graph:
+        """The graph on such numbers."""
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Integers(Numbers):
+    """8-bit codes of weights and activations, 32-bit sums."""
+
+    def of(self, graph: g.Graph) -> g.Graph:
+        return graph
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Floats(Numbers):
+    """float32 everywhere, with the values that the weights' codes stand for: the same net to compare with."""
+
+    def of(self, graph: g.Graph) -> g.Graph:
+        same: dict[int, int] = {}  # a conversion changes nothing
+        operators = []
+        for op in graph.operators:
+            inputs = tuple(same.get(i, i) for i in typing.cast(tuple[int, ...], op.inputs))
+            if isinstance(op, g.Convert) and op.low is None and op.high is None:
+                same[op.result] = inputs[0]
+                continue
+            if isinstance(op, g.Convolution | g.Dense):
+                op = _in_values(op, *(_scale(graph, i) for i in (op.inputs[0], op.result)))
+            operators.append(dataclasses.replace(op, inputs=inputs))
+        tensors = [dataclasses.replace(tensor, grid=None) for tensor in graph.tensors]
+        return g.Graph(operators, tensors, graph.inputs, tuple(same.get(i, i) for i in graph.outputs))
+
+
+def _scale(graph: g.Graph, i: int) -> np.float32:
+    grid = graph.tensors[i].grid
+    assert grid is not None
+    return np.float32(grid.scale)
+
+
+def _in_values(op: typing.Any, source: np.float32, target: np.float32) -> typing.Any:
+    scale = np.asarray(op.scale, np.float32)
+    codes = np.asarray(op.codes, np.float32) * scale.reshape((-1,) + (1,) * (np.ndim(op.codes) - 1))
+    return dataclasses.replace(op, codes=codes, bias=np.float32(op.bias * (source * scale) + op.rest * target))
 
 
 def as_codes(graph: g.Graph, interface: Interface) -> g.Graph:
@@ -93,6 +146,12 @@ class Weights(typing.NamedTuple):
     codes: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
+
+
+def bounds(op: g.Operator) -> tuple[float, float]:
+    """Real bounds of an operator's result, infinite where there is none."""
+    low, high = -np.inf if op.low is None else float(op.low), np.inf if op.high is None else float(op.high)
+    return low, high
 
 
 def sound_weights(op: g.Convolution | g.Dense, source: np.float32, target: np.float32) -> Weights:

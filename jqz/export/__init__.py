@@ -10,9 +10,9 @@ function      file                                computes what ``complete(net, 
 """
 
 from jqz._complete import complete
-from jqz._runtime import Codes, Interface, Values
+from jqz._runtime import Codes, Floats, Integers, Interface, Numbers, Values
 from jqz.export.onnx import onnx
 from jqz.export.stablehlo import stablehlo
 from jqz.export.tflite import tflite
 
-__all__ = ["Codes", "Interface", "Values", "complete", "onnx", "stablehlo", "tflite"]
+__all__ = ["Codes", "Floats", "Integers", "Interface", "Numbers", "Values", "complete", "onnx", "stablehlo", "tflite"]

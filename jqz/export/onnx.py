@@ -8,13 +8,26 @@ import numpy as np
 from jqz import _graph as g
 from jqz._complete import complete
 from jqz._operators import graph_of
-from jqz._runtime import Interface, Values, as_codes, clip_codes, code_of, is_mean, sound_weights
+from jqz._runtime import (
+    Integers,
+    Interface,
+    Numbers,
+    Values,
+    as_codes,
+    bounds,
+    clip_codes,
+    code_of,
+    is_mean,
+    sound_weights,
+)
 
 #: The versions of operators and of the format that files ask for.
 OPSET, FORMAT = 21, 10
 
 
-def onnx(net: typing.Any, example: typing.Any, *, interface: Interface = Values()) -> bytes:
+def onnx(
+    net: typing.Any, example: typing.Any, *, interface: Interface = Values(), numbers: Numbers = Integers()
+) -> bytes:
     """A quantized net as the bytes of an ``.onnx`` file: operators between DequantizeLinear and QuantizeLinear.
 
     Activations are uint8 and weights int8 with a scale for each channel: what ONNX Runtime fuses into integer
@@ -28,6 +41,7 @@ def onnx(net: typing.Any, example: typing.Any, *, interface: Interface = Values(
       net: from ``convert``; as for ``tflite``.
       example: an input, or a tuple of arguments; as for ``tflite``. The leading axis, of batches, may have any length.
       interface: ``Values()``: float32 in and out; ``Codes()``: uint8, 128 more than the int8 codes of jqz.
+      numbers: ``Integers()``, or ``Floats()`` to compare with.
 
     Raises:
       ValueError: an equation has no operator; the message names it and its line.
@@ -43,7 +57,7 @@ def onnx(net: typing.Any, example: typing.Any, *, interface: Interface = Values(
         library, helper = map(importlib.import_module, ("onnx", "onnx.helper"))
     except ImportError as error:
         raise ImportError("onnx: the package is missing. Use pip install 'jqz[onnx]'.") from error
-    writer = _Writer(helper, as_codes(graph_of(complete(net, example), example), interface))
+    writer = _Writer(helper, numbers.of(as_codes(graph_of(complete(net, example), example), interface)))
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(writer.graph_proto(), opset_imports=opset, ir_version=FORMAT, producer_name="jqz")
     library.checker.check_model(model)
@@ -124,7 +138,11 @@ class _Writer:
     def _made(self, op: typing.Any, value: str, first: bool = False) -> None:
         """Real values, as the operator's result: clipped, rounded and decoded again."""
         grid = self.graph.tensors[op.result].grid
-        if grid is not None:
+        if grid is None and bounds(op) == (0, np.inf):
+            value = self._node("Relu", [value])
+        elif grid is None and bounds(op) != (-np.inf, np.inf):
+            value = self._node("Clip", [value, *(self._constant(np.float32(end)) for end in bounds(op))])
+        elif grid is not None:
             low, high = clip_codes(op, grid)
             if (low, high) != (-128, 127):
                 if op.low is not None and code_of(0, grid) == low and float(op.low) == 0 and high == 127:
@@ -142,6 +160,8 @@ class _Writer:
         self._made(op, self._value(op.inputs[0]))
 
     def _weights(self, op: typing.Any, order: Order) -> list[str]:
+        if self.graph.tensors[op.inputs[0]].grid is None:
+            return [self._constant(op.codes.transpose(order)), self._constant(op.bias)]
         source, target = (np.float32(self.graph.tensors[i].grid.scale) for i in (op.inputs[0], op.result))
         codes, scale, bias = sound_weights(op, source, target)
         axis, moved = order.index(0), codes.transpose(order)
@@ -155,7 +175,7 @@ class _Writer:
 
     def _convolution(self, op: g.Convolution) -> None:
         (top, bottom), (left, right) = op.padding
-        settings = {
+        settings: dict[str, typing.Any] = {
             "strides": op.strides, "dilations": op.dilation, "pads": (top, left, bottom, right), "group": op.groups,
             "kernel_shape": op.codes.shape[1:3],
         }  # fmt: skip
@@ -182,11 +202,12 @@ class _Writer:
             self._made(op, self._node("Flatten", [pooled]))
             return
         kind = "ReduceMean" if mean else "ReduceSum"
-        axes = self._constant(np.int64(op.axes))
+        axes = self._constant(np.array(op.axes, np.int64))
         self._made(op, self._node(kind, [self._value(op.inputs[0]), axes], keepdims=0))
 
     def _sumpool(self, op: g.SumPool) -> None:
-        x, settings = self._value(op.inputs[0], True), {"kernel_shape": op.window, "strides": op.strides}
+        x = self._value(op.inputs[0], True)
+        settings: dict[str, typing.Any] = {"kernel_shape": op.window, "strides": op.strides}
         if self.graph.tensors[op.inputs[0]].grid is not None:
             # sums of integers, as ones for weights make them: in float32, which way a tie falls is left to chance
             channels = self.graph.tensors[op.inputs[0]].shape[-1]
@@ -201,25 +222,31 @@ class _Writer:
 
     def _maxpool(self, op: g.MaxPool) -> None:
         (top, bottom), (left, right) = op.padding
-        settings = {"kernel_shape": op.window, "strides": op.strides, "pads": (top, left, bottom, right)}
+        settings: dict[str, typing.Any] = {
+            "kernel_shape": op.window,
+            "strides": op.strides,
+            "pads": (top, left, bottom, right),
+        }
         self._made(op, self._node("MaxPool", [self._value(op.inputs[0], True)], **settings), True)
 
     def _reshape(self, op: g.Reshape) -> None:
         shape, first = self.graph.tensors[op.result].shape, self.graph.tensors[op.inputs[0]].shape[:1]
-        wanted = np.int64([0, *shape[1:]] if shape[:1] == first else shape)
+        wanted = np.array([0, *shape[1:]] if shape[:1] == first else shape, np.int64)
         self._made(op, self._node("Reshape", [self._value(op.inputs[0]), self._constant(wanted)]))
 
     def _transpose(self, op: g.Transpose) -> None:
         self._made(op, self._node("Transpose", [self._value(op.inputs[0])], perm=op.permutation))
 
     def _pad(self, op: g.Pad) -> None:
-        pads = self._constant(np.int64([low for low, _ in op.padding] + [high for _, high in op.padding]))
+        pads = self._constant(np.array([low for low, _ in op.padding] + [high for _, high in op.padding], np.int64))
         self._made(op, self._node("Pad", [self._value(op.inputs[0]), pads, self._constant(np.float32(0))]))
 
     def _slice(self, op: g.Slice) -> None:
         axes = [axis for axis, ends in enumerate(zip(op.start, op.limit, op.strides, strict=True))
                 if ends != (0, self.graph.tensors[op.inputs[0]].shape[axis], 1)]  # fmt: skip
-        parts = (np.int64([part[axis] for axis in axes]) for part in (op.start, op.limit, range(99), op.strides))
+        parts = (
+            np.array([part[axis] for axis in axes], np.int64) for part in (op.start, op.limit, range(99), op.strides)
+        )
         self._made(op, self._node("Slice", [self._value(op.inputs[0]), *map(self._constant, parts)]))
 
     def _concatenate(self, op: g.Concatenate) -> None:

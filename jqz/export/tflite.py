@@ -7,12 +7,26 @@ import numpy as np
 from jqz import _graph as g
 from jqz._complete import complete
 from jqz._operators import graph_of
-from jqz._runtime import Interface, Values, as_codes, clip_codes, code_of, inner_tensors, is_mean, sound_weights
+from jqz._runtime import (
+    Integers,
+    Interface,
+    Numbers,
+    Values,
+    as_codes,
+    bounds,
+    clip_codes,
+    code_of,
+    inner_tensors,
+    is_mean,
+    sound_weights,
+)
 
 _VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "SPACE_TO_DEPTH": 2}
 
 
-def tflite(net: typing.Any, example: typing.Any, *, interface: Interface = Values()) -> bytes:
+def tflite(
+    net: typing.Any, example: typing.Any, *, interface: Interface = Values(), numbers: Numbers = Integers()
+) -> bytes:
     """A quantized net as the bytes of a ``.tflite`` file: int8 activations, a scale for each channel of a weight.
 
     The file computes what ``complete(net, example)`` computes, with its ``requant=jqz.requant.XNNPACK()``: bit for
@@ -28,6 +42,7 @@ def tflite(net: typing.Any, example: typing.Any, *, interface: Interface = Value
       example: an input, or a tuple of arguments: its shape is the file's, and it calibrates what ``complete`` adds
         unless the net is complete.
       interface: ``Values()``: float32 in and out; ``Codes()``: int8.
+      numbers: ``Integers()``, or ``Floats()`` to compare with.
 
     Raises:
       ValueError: an equation has no operator; the message names it and its line.
@@ -46,11 +61,25 @@ def tflite(net: typing.Any, example: typing.Any, *, interface: Interface = Value
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
         raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
-    graph = as_codes(graph_of(complete(net, example), example), interface)
+    graph = numbers.of(as_codes(graph_of(complete(net, example), example), interface))
     writer = _Writer(schema, graph)
-    builder = flatbuffers.Builder(1 << 20)
+    builder = _sharing(flatbuffers.Builder)(1 << 20)
     builder.Finish(writer.model().Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _sharing(kind: typing.Any) -> typing.Any:
+    """A builder that writes equal vectors of numbers once: zero points, above all, are 8 bytes a channel."""
+
+    class Sharing(kind):
+        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
+            known = self.__dict__.setdefault("vectors", {})
+            key = x.dtype.str, x.tobytes()
+            if key not in known:
+                known[key] = super().CreateNumpyVector(x)
+            return known[key]
+
+    return Sharing
 
 
 class _Writer:
@@ -94,7 +123,7 @@ class _Writer:
         scales: np.ndarray | None = None, axis: int = 0,
     ) -> int:  # fmt: skip
         tensor = self.schema.TensorT()
-        tensor.name = f"t{len(self.tensors)}".encode()
+        tensor.name = f"{len(self.tensors)}".encode()
         tensor.shape, tensor.buffer = list(shape), buffer
         if grid is None and scales is None and dtype == "INT8":
             dtype = "FLOAT32"
@@ -120,9 +149,9 @@ class _Writer:
             self.constants[key] = index
         return self.constants[key]
 
-    def _codes(self, code: int, grid: g.Grid) -> int:
-        """One code as a tensor of rank 0."""
-        self.buffers.append(self._buffer(np.int8(code)))
+    def _number(self, number: float, grid: g.Grid | None) -> int:
+        """A code on a grid, or a number in float32, as a tensor of rank 0."""
+        self.buffers.append(self._buffer(np.array(number, np.float32 if grid is None else np.int8)))
         return self._tensor((), grid, buffer=len(self.buffers) - 1)
 
     # --- operators ----------------------------------------------------------------------------------------------------
@@ -153,27 +182,25 @@ class _Writer:
     def _finished(self, op: typing.Any, kind: str, inputs: list[int], name: str | None, **settings: typing.Any) -> None:
         """An operator with its bounds: as an activation of its own where there is one, else by more operators."""
         result, grid = self.numbers[op.result], self._grid(op.result)
+        fused: dict[str, tuple[float, float]] = {
+            "NONE": (-np.inf, np.inf), "RELU": (0, np.inf), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)
+        }  # fmt: skip
         if grid is None:
-            self._operator(kind, inputs, result, name, **settings)
-            return
-        low, high = clip_codes(op, grid)
-        fused = {
-            "NONE": (-128, 127),
-            "RELU": (code_of(0, grid), 127),
-            "RELU6": (code_of(0, grid), code_of(6, grid)),
-            "RELU_N1_TO_1": (code_of(-1, grid), code_of(1, grid)),
-        }
+            (low, high), free = bounds(op), (-np.inf, np.inf)
+        else:
+            (low, high), free = clip_codes(op, grid), (-128, 127)
+            fused = {name: (code_of(a, grid), code_of(b, grid)) for name, (a, b) in fused.items()}
         can = name is not None and hasattr(getattr(self.schema, f"{name}T")(), "fusedActivationFunction")
         choice = next((a for a, ends in fused.items() if ends == (low, high) and (can or a == "NONE")), None)
         if can:
             activation = getattr(self.schema.ActivationFunctionType, choice or "NONE")
             settings["fusedActivationFunction"] = activation
-        later = [] if choice else [("MAXIMUM", low, -128), ("MINIMUM", high, 127)]
+        later = [] if choice else [("MAXIMUM", low, free[0]), ("MINIMUM", high, free[1])]
         later = [(kind, end) for kind, end, free in later if end != free]
         targets = [self._tensor(self.graph.tensors[op.result].shape, grid) for _ in later] + [result]
         self._operator(kind, inputs, targets[0], name, **settings)
         for (kind, end), source, target in zip(later, targets[:-1], targets[1:], strict=True):
-            self._operator(kind, [source, self._codes(end, grid)], target, "MaximumMinimumOptions")
+            self._operator(kind, [source, self._number(end, grid)], target, "MaximumMinimumOptions")
 
     def _convert(self, op: g.Convert) -> None:
         source, target = self._grid(op.inputs[0]), self._grid(op.result)
@@ -185,8 +212,10 @@ class _Writer:
         assert source is not target
 
     def _weights(self, op: g.Convolution | g.Dense, order: tuple[int, ...], axis: int) -> list[int]:
+        if self._grid(op.inputs[0]) is None:
+            return [self._constant(op.codes.transpose(order)), self._constant(op.bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
-        scales = np.float32(self._scale(op.inputs[0]) * scale)
+        scales = np.asarray(self._scale(op.inputs[0]) * scale)
         return [self._constant(codes.transpose(order), scale, axis), self._constant(bias, scales)]
 
     def _padded(self, op: typing.Any, window: typing.Sequence[int], dilation: typing.Sequence[int]) -> tuple[int, int]:
@@ -202,19 +231,19 @@ class _Writer:
         if tuple(same) == tuple(map(tuple, op.padding)):
             return x, kinds.SAME
         grid = self._grid(op.inputs[0])
-        assert grid is not None
         config = ((0, 0), *op.padding, (0, 0))
         target = self._tensor([n + sum(p) for n, p in zip(shape, config, strict=True)], grid)
         if isinstance(op, g.MaxPool):  # what never is a maximum
-            inputs = [x, self._constant(np.int32(config)), self._codes(-128, grid)]
+            lowest = self._number(-np.inf if grid is None else -128, grid)
+            inputs = [x, self._constant(np.array(config, np.int32)), lowest]
             self._operator("PADV2", inputs, target, "PadV2Options")
         else:
-            self._operator("PAD", [x, self._constant(np.int32(config))], target, "PadOptions")
+            self._operator("PAD", [x, self._constant(np.array(config, np.int32))], target, "PadOptions")
         return target, kinds.VALID
 
     def _convolution(self, op: g.Convolution) -> None:
         x, padding = self._padded(op, op.codes.shape[1:3], op.dilation)
-        settings = {
+        settings: dict[str, typing.Any] = {
             "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
             "dilationHFactor": op.dilation[0], "dilationWFactor": op.dilation[1],
         }  # fmt: skip
@@ -234,8 +263,9 @@ class _Writer:
         x, weight, bias = self.numbers[op.inputs[0]], *self._weights(op, (0, 1), 0)
         shape, grid = self.graph.tensors[op.result].shape, self._grid(op.result)
         scales = self.tensors[weight].quantization
-        if (scales.scale == scales.scale[0]).all():
-            scales.scale, scales.zeroPoint = scales.scale[:1], scales.zeroPoint[:1]
+        if scales is None or (scales.scale == scales.scale[0]).all():
+            if scales is not None:
+                scales.scale, scales.zeroPoint = scales.scale[:1], scales.zeroPoint[:1]
             self._finished(
                 op, "FULLY_CONNECTED", [x, weight, bias], "FullyConnectedOptions", keepNumDims=len(shape) > 2
             )
@@ -261,7 +291,7 @@ class _Writer:
     def _sum(self, op: g.Sum) -> None:
         shape = self.graph.tensors[op.inputs[0]].shape
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
-        inputs = [self.numbers[op.inputs[0]], self._constant(np.int32(op.axes))]
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.axes, np.int32))]
         self._finished(op, "MEAN" if mean else "SUM", inputs, "ReducerOptions", keepDims=False)
 
     def _sumpool(self, op: g.SumPool) -> None:
@@ -277,13 +307,13 @@ class _Writer:
         channels = self.graph.tensors[op.inputs[0]].shape[-1]
         factor = np.full(channels, op.factor, np.float32)
         ones = self._constant(np.ones((1, *op.window, channels), np.int8), factor, 3)
-        bias = self._constant(np.zeros(channels, np.int32), np.float32(self._scale(op.inputs[0]) * factor))
+        bias = self._constant(np.zeros(channels, np.int32), np.asarray(self._scale(op.inputs[0]) * factor))
         settings |= {"depthMultiplier": 1, "dilationHFactor": 1, "dilationWFactor": 1}
         self._finished(op, "DEPTHWISE_CONV_2D", [source, ones, bias], "DepthwiseConv2DOptions", **settings)
 
     def _maxpool(self, op: g.MaxPool) -> None:
         x, padding = self._padded(op, op.window, (1, 1))
-        settings = {
+        settings: dict[str, typing.Any] = {
             "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
             "filterHeight": op.window[0], "filterWidth": op.window[1],
         }  # fmt: skip
@@ -295,19 +325,19 @@ class _Writer:
         self._reshaped(self.numbers[op.inputs[0]], wanted, self.numbers[op.result])
 
     def _reshaped(self, source: int, shape: typing.Sequence[int], target: int) -> None:
-        numbers = np.int32(shape)
+        numbers = np.array(shape, np.int32)
         self._operator("RESHAPE", [source, self._constant(numbers)], target, "ReshapeOptions", newShape=numbers)
 
     def _transpose(self, op: g.Transpose) -> None:
-        inputs = [self.numbers[op.inputs[0]], self._constant(np.int32(op.permutation))]
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.permutation, np.int32))]
         self._operator("TRANSPOSE", inputs, self.numbers[op.result], "TransposeOptions")
 
     def _pad(self, op: g.Pad) -> None:
-        inputs = [self.numbers[op.inputs[0]], self._constant(np.int32(op.padding))]
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.padding, np.int32))]
         self._operator("PAD", inputs, self.numbers[op.result], "PadOptions")
 
     def _slice(self, op: g.Slice) -> None:
-        ends = (self._constant(np.int32(end)) for end in (op.start, op.limit, op.strides))
+        ends = (self._constant(np.array(end, np.int32)) for end in (op.start, op.limit, op.strides))
         inputs = [self.numbers[op.inputs[0]], *ends]
         self._operator("STRIDED_SLICE", inputs, self.numbers[op.result], "StridedSliceOptions")
 

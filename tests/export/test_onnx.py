@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import networks
 import numpy as np
 import onnxruntime
@@ -47,6 +48,15 @@ def test_values_in_and_out():
     net, x = networks.case("nnx")
     got = run(session(jqz.export.onnx(net, x[:1])), x)[0]
     np.testing.assert_allclose(got, networks.wanted("nnx", RULE)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mobile", "lenet", "branches"])
+def test_floats_are_the_float_function(name):
+    net, x = networks.case(name)
+    file = jqz.export.onnx(net, x, numbers=jqz.export.Floats())
+    exact = jax.tree.leaves(net.fn(jqz.dequantize(net.qparams), x))
+    for theirs, ours in zip(run(session(file), x), exact, strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=2e-3)
 
 
 def test_without_the_extra(monkeypatch):

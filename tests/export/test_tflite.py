@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
@@ -59,6 +60,16 @@ def test_values_in_and_out():
     assert np.median(apart) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["mobile", "lenet", "branches"])
+def test_floats_are_the_float_function(name):
+    """Of the weights' values: what stands between the two is the rounding of activations alone."""
+    net, x = networks.case(name)
+    file = jqz.export.tflite(net, x, numbers=jqz.export.Floats())
+    exact = jax.tree.leaves(net.fn(jqz.dequantize(net.qparams), x))
+    for theirs, ours in zip(litert(file, x)[0], exact, strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=2e-3)
+
+
 def test_weights_take_a_byte_each():
     net, x = networks.case("mobile")
     codes = sum(leaf.codes.size for leaf in _qtensors(net.qparams))
@@ -66,8 +77,6 @@ def test_weights_take_a_byte_each():
 
 
 def _qtensors(tree):
-    import jax
-
     leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, jqz.QTensor))
     return [leaf for leaf in leaves if isinstance(leaf, jqz.QTensor)]
 
