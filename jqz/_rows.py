@@ -105,3 +105,17 @@ def _of_convolution(
     patches = patches.reshape(-1, math.prod(window), groups, x.shape[-1] // groups)
     patches = jnp.moveaxis(patches, 2, 0).reshape(groups, patches.shape[0], -1)
     return patches, Contraction(tuple(order[axis] for axis in (*weight[2:], weight[1])), groups)
+
+
+def output_axes(eqn: Equation, side: int, weight: Weight, other: int) -> dict[int, int]:
+    """Which axis of the weight each axis of the result runs over, where it is one."""
+    order = typing.cast(tuple[int, ...], weight.order)
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive == "conv_general_dilated":
+        return {numbers.out_spec[1]: order[numbers.rhs_spec[0]]} if side == 1 else {}
+    contracted, batch = numbers
+    if batch[0]:
+        return {}
+    free = [axis for axis in range(weight.ndim) if axis not in contracted[side]]
+    start = other - len(contracted[1 - side]) if side == 1 else 0
+    return {start + i: order[axis] for i, axis in enumerate(free)}

@@ -29,6 +29,7 @@ rounding errors, and make its weights easier to round.
 ============================= ========================================================= =========
 rewriter                      method                                                    arXiv
 ============================= ========================================================= =========
+``equalize``                  channels scaled between two weights                       1906.04721
 ``fold_batch_norm``           scales of batch norms moved into the weights before them  1712.05877
 ============================= ========================================================= =========
 
@@ -48,6 +49,7 @@ choosing                      question                                          
 
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
+from jqz.algorithms.equalization import equalize
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
@@ -63,6 +65,7 @@ __all__ = [
     "ROUNDERS",
     "Sensitivity",
     "correct_bias",
+    "equalize",
     "fold_batch_norm",
     "gptq",
     "heads",

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz._channels import Centred, Channels, Handlers, as_args, replaced, walk_channels
+from jqz._rows import output_axes
 from jqz._transform import named_leaves
 from jqz._values import Pending, Value, Weight, decode
 from jqz._walk import Equation, Rule, Walk
@@ -181,7 +182,7 @@ def _products(uses: dict[str, int]) -> dict[str, Rule]:
         if not isinstance(weight, Weight) or isinstance(other, Weight) or weight.order is None:
             return None
         out = eqn.on(x, y)
-        axes = _output_axes(eqn, side, weight, other.ndim)
+        axes = output_axes(eqn, side, weight, other.ndim)
         if eqn.walk.name(weight.path) != weight.path:
             uses[weight.path] = 2  # a second product with the same weight
             return [out]
@@ -194,17 +195,3 @@ def _products(uses: dict[str, int]) -> dict[str, Rule]:
         return [dataclasses.replace(x, value=x.value + decode(y), bias=y.bare)] if y.axis in x.axes else None
 
     return {"dot_general": product, "conv_general_dilated": product, "add": add}
-
-
-def _output_axes(eqn: Equation, side: int, weight: Weight, other: int) -> dict[int, int]:
-    """Which axis of the weight each axis of the result runs over, where it is one."""
-    order = typing.cast(tuple[int, ...], weight.order)
-    numbers = eqn.params["dimension_numbers"]
-    if eqn.primitive == "conv_general_dilated":
-        return {numbers.out_spec[1]: order[numbers.rhs_spec[0]]} if side == 1 else {}
-    contracted, batch = numbers
-    if batch[0]:
-        return {}
-    free = [axis for axis in range(weight.ndim) if axis not in contracted[side]]
-    start = other - len(contracted[1 - side]) if side == 1 else 0
-    return {start + i: order[axis] for i, axis in enumerate(free)}

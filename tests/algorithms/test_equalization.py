@@ -1,0 +1,94 @@
+"""Equalized weights: the same function, equal ranges, and pairs that must not be scaled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import jqz
+from jqz.algorithms import equalize
+
+
+class Net(nn.Module):
+    """A separable convolution with batch norm, a residual, pooling, and a dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3))(x))
+        x = nn.Conv(6, (3, 3), feature_group_count=6, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        x = nn.Conv(5, (1, 1))(x)
+        y = nn.Conv(5, (1, 1))(nn.relu(nn.Conv(7, (1, 1))(x)))
+        x = nn.max_pool(nn.relu(nn.Conv(8, (1, 1))(x + y)), (2, 2), (2, 2))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+def largest(weight, axis):
+    return np.abs(np.asarray(weight)).max(axis=tuple(i for i in range(weight.ndim) if i != axis % weight.ndim))
+
+
+def test_the_function_stays_and_ranges_meet():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 6, 6, 3)), jnp.float32)
+    variables = jax.jit(Net().init)(jax.random.key(0), x)
+
+    def spoilt(leaf):  # ranges of channels far apart, positive as a variance must be
+        return leaf * jnp.asarray(np.exp(rng.normal(size=leaf.shape[-1])), jnp.float32).reshape(
+            (1,) * (leaf.ndim - 1) + (-1,)
+        )
+
+    variables = jax.tree.map(spoilt, variables)
+    equal = equalize(Net().apply, variables, x)
+    before, after = (np.asarray(Net().apply(v, x), np.float64) for v in (variables, equal))
+    np.testing.assert_allclose(after, before, atol=1e-5 * np.abs(before).max())
+
+    kernels = {name: layer["kernel"] for name, layer in equal["params"].items() if "kernel" in layer}
+    # first and second of each pair, and the axis along which the second meets the channels
+    pairs = [("Conv_0", "Conv_1", 3), ("Conv_1", "Conv_2", 2), ("Conv_4", "Conv_3", 2), ("Conv_5", "Dense_0", 0)]
+    for first, second, axis in pairs:
+        np.testing.assert_allclose(largest(kernels[first], -1), largest(kernels[second], axis), rtol=5e-3)
+    # the results of these two are added, so neither may be scaled
+    for name in ("Conv_2", "Conv_3"):
+        np.testing.assert_array_equal(equal["params"][name]["bias"], variables["params"][name]["bias"])
+
+
+def test_one_grid_a_tensor_is_enough_then():
+    rng = np.random.default_rng(1)
+    spread = 10 ** np.linspace(-2, 2, 16)
+    params = {"a": rng.normal(size=(8, 16)) * spread, "b": rng.normal(size=(16, 4)) / spread[:, None]}
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    x = jnp.asarray(rng.normal(size=(32, 8)), jnp.float32)
+
+    def model(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    def distance(tree):
+        rounded = jqz.dequantize(jqz.quantize(tree, jqz.Symmetric(8)))
+        return np.linalg.norm(model(rounded, x) - model(params, x))
+
+    assert distance(equalize(model, params, x)) < 0.1 * distance(params)
+
+
+PARAMS = {"a": jnp.eye(3) * 9, "b": jnp.ones((3, 2))}
+X = jnp.ones((2, 3))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda p, x: jax.nn.relu6(x @ p["a"]) @ p["b"],
+        lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"],
+        lambda p, x: (jax.nn.relu(x @ p["a"]) @ p["b"], x @ p["a"]),
+        lambda p, x: (lambda h: jax.nn.relu(h) @ p["b"] + h.sum())(x @ p["a"]),
+    ],
+    ids=["relu6", "tanh", "weight used twice", "result used twice"],
+)
+def test_what_is_no_pair_is_left_alone(model):
+    with pytest.raises(ValueError, match="found no product whose result goes to one other product alone"):
+        equalize(model, PARAMS, X)
+
+
+def test_what_cannot_be_seen_is_refused():
+    with pytest.raises(ValueError, match=r"outputs change by .* one of \['a', 'b'\]"):
+        equalize(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"] + p["a"].sum(), PARAMS, X)
