@@ -89,7 +89,7 @@ def test_quantize_to_gguf(floats, tmp_path, capsys):
     target = str(tmp_path / "net.gguf")
     rule = "encoder/kernel=Symmetric(bits=8, granularity=PerGroup(16, axis=-1))"
     assert cli.main(["quantize", floats, target, "--policy", rule]) == 2
-    assert "'encoder/kernel' is QTensor of" in capsys.readouterr().err
+    assert "'encoder.kernel' is QTensor of" in capsys.readouterr().err
     jqz.files.safetensors.write(floats, {"w": TREE["encoder"]["kernel"].reshape(48, 64)})
     scheme = jqz.Symmetric(bits=8, granularity=jqz.PerGroup(32, axis=-1))
     assert cli.main(["quantize", floats, target, "--policy", repr(scheme)]) == 0
