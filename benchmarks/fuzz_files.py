@@ -3,9 +3,10 @@
     python benchmarks/fuzz_files.py [--files 100000] [--kills 100] [--seed 0] [--json]
 
 Mutates files that ``save`` wrote (tests/files/mutants.py says how: flipped bits, cuts, length bombs, forged documents
-under right checksums) and reads each through ``jqz.load`` and ``jqz.files.metadata``. Counts what came of them: a tree,
-or a ValueError, by what it says. Any other error ends the program, as does a file that takes ten seconds. Then it kills
-processes that save, after random times, and looks for a whole tree of before or after.
+under right checksums) and reads each through ``jqz.load``, ``jqz.files.metadata`` and ``jqz.files.scan``, which is what
+``jqz inspect`` does; and a tenth as many files of each other format. Counts what came of them: a tree, or a ValueError,
+by what it says. Any other error ends the program, as does a file that takes ten seconds. Then it kills processes that
+save, after random times, and looks for a whole tree of before or after.
 """
 
 import argparse
@@ -32,32 +33,52 @@ def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
+class Count:
+    """Reads files, and counts what comes of them."""
+
+    def __init__(self):
+        self.outcomes, self.slowest = collections.Counter(), 0.0
+
+    def reads(self, read, path, *names):
+        signal.alarm(10)
+        begun = time.perf_counter()
+        try:
+            read(path)
+            outcome = "read"
+        except ValueError as error:
+            outcome = mutants.reason(error)
+        signal.alarm(0)
+        self.slowest = max(self.slowest, time.perf_counter() - begun)
+        self.outcomes[(*names, outcome)] += 1
+
+
 def fuzz(files, seed):
     """Counts by kind and outcome, seconds, and megabytes of memory before and at the most."""
-    rng, counts = np.random.default_rng(seed), collections.Counter()
-    slowest = 0.0
+    rng, count, foreign = np.random.default_rng(seed), Count(), Count()
     with tempfile.TemporaryDirectory() as folder:
-        sound = list(mutants.sound(pathlib.Path(folder)).values())
-        path = pathlib.Path(folder) / "mutant.safetensors"
+        folder = pathlib.Path(folder)
+        sound = list(mutants.sound(folder).values())
+        path = folder / "mutant.safetensors"
         before, started = peak_mb(), time.perf_counter()
         for i in range(files):
             kind = mutants.KINDS[i % len(mutants.KINDS)]
             path.write_bytes(kind(rng, sound[rng.integers(len(sound))]))
-            for read in (jqz.load, jqz.files.metadata):
-                signal.alarm(10)
-                begun = time.perf_counter()
-                try:
-                    read(path)
-                    outcome = "read"
-                except ValueError as error:
-                    outcome = mutants.reason(error)
-                slowest = max(slowest, time.perf_counter() - begun)
-                counts[kind.__name__, read.__name__, outcome] += 1
-        signal.alarm(0)
-    return counts, {
+            for read in (jqz.load, jqz.files.metadata, jqz.files.scan):
+                count.reads(read, path, kind.__name__, read.__name__)
+        for suffix, room in jqz.files.FORMATS.items():
+            path = folder / f"plain{suffix}"
+            room.write(path, {f"layer_{i}": {"w": rng.normal(size=(8, 32)).astype(np.float32)} for i in range(4)})
+            data = path.read_bytes()
+            for i in range(files // 10):
+                kind = (mutants.flipped, mutants.cut, mutants.stained, mutants.bomb)[i % 4]
+                path.write_bytes(kind(rng, data))
+                foreign.reads(room.read, path, suffix)
+    return count.outcomes, {
         "files": files,
+        "files_of_other_formats": files // 10 * len(jqz.files.FORMATS),
+        "of_which_read": sum(n for (_, outcome), n in foreign.outcomes.items() if outcome == "read"),
         "seconds": round(time.perf_counter() - started, 1),
-        "slowest_read_s": round(slowest, 2),
+        "slowest_read_s": round(max(count.slowest, foreign.slowest), 2),
         "peak_mb_before": round(before),
         "peak_mb": round(peak_mb()),
     }

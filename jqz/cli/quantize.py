@@ -22,6 +22,7 @@ from jqz.files.lazy import Lazy, value
 EXAMPLES = """\
   jqz quantize net.safetensors small.safetensors --policy "Symmetric(bits=4, granularity=PerGroup(32))"
   jqz quantize net.npz out.safetensors --policy "**/head/*=None" --policy "**=Symmetric(bits=8)"
+  jqz quantize net.safetensors net.gguf --policy "Symmetric(bits=8, granularity=PerGroup(32, axis=-1))"
   jqz quantize in.msgpack out.safetensors --policy "**/kernel=Symmetric(bits=4) >> PowerOfTwo(bits=4)" --entropy
 """
 
@@ -29,7 +30,7 @@ _DESCRIPTION = f"""\
 Codes the tensors of a file by a policy and writes what jqz.load reads. A rule is GLOB=SCHEME, the first that matches a
 tensor decides, None leaves it float; a scheme alone is for all weights. A scheme is written as Python shows it.
 One tensor is in memory at a time, whatever the size of the file. {trees.FILES[0].upper() + trees.FILES[1:]}; the
-result is .safetensors.
+result is .safetensors, or .gguf for Q4_0 and Q8_0.
 """
 
 
@@ -46,8 +47,11 @@ def add(commands: typing.Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Streams the file through the policy."""
     started = time.perf_counter()
-    if files.format_of(arguments.target) is not files.safetensors:
-        raise ValueError(f"{arguments.target!r} cannot hold codes. Use a name that ends in .safetensors.")
+    room = files.format_of(arguments.target)
+    if room not in (files.safetensors, files.gguf):
+        raise ValueError(f"{arguments.target!r} cannot hold codes. Use a name that ends in .safetensors or .gguf.")
+    if room is files.gguf and arguments.entropy:
+        raise ValueError("--entropy is for .safetensors. Leave it out.")
     policy = policy_of(arguments.policy)
     tree = files.scan(arguments.source)
     decisions, treedef = resolve("quantize", policy, tree)
@@ -59,8 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
             else d.leaf
             for d in decisions
         ]
-        compress = files.Entropy() if arguments.entropy else None
-        files.save(arguments.target, treedef.unflatten(leaves), files.metadata_of(arguments.source), compress=compress)
+        coded_tree = treedef.unflatten(leaves)
+        if room is files.gguf:
+            room.write(arguments.target, coded_tree)
+        else:
+            compress = files.Entropy() if arguments.entropy else None
+            files.save(arguments.target, coded_tree, files.metadata_of(arguments.source), compress=compress)
     coded = [leaf for d, leaf in zip(decisions, leaves, strict=True) if d.scheme is not None]
     facts = {
         "file": arguments.target,

@@ -8,6 +8,7 @@ what ``save`` takes as ``compress=``. Plain arrays are read and written by one m
 safetensors    any program's tensors; views of the file
 npz            NumPy's archives
 msgpack        what ``flax.serialization.to_bytes`` writes
+gguf           llama.cpp's; its blocks of 4, 6 and 8 bits as QTensors
 =============  =========================================================
 
 They need the extra ``jqz[files]``.
@@ -17,7 +18,7 @@ import pathlib
 import types
 import typing
 
-from jqz.files import container, msgpack, npz, safetensors
+from jqz.files import container, gguf, msgpack, npz, safetensors
 from jqz.files.atomic import Path
 from jqz.files.container import load, metadata, save
 from jqz.files.range_coding import Entropy
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 #: What reads and writes a file, by the end of its name.
-FORMATS: dict[str, types.ModuleType] = {".safetensors": safetensors, ".npz": npz, ".msgpack": msgpack}
+FORMATS: dict[str, types.ModuleType] = {".safetensors": safetensors, ".npz": npz, ".msgpack": msgpack, ".gguf": gguf}
 
 
 def format_of(path: Path) -> types.ModuleType:

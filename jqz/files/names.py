@@ -1,7 +1,7 @@
 """Trees and flat names: ``{"a": {"b": x}}`` is ``a/b``."""
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -41,8 +41,8 @@ def nested_at(flat: Mapping[str, typing.Any], part: str) -> typing.Any:
     return tree
 
 
-def flat(who: str, tree: typing.Any) -> dict[str, typing.Any]:
-    """The arrays of a tree by name.
+def flat(who: str, tree: typing.Any, keep: Callable[[typing.Any], bool] = lambda leaf: False) -> dict[str, typing.Any]:
+    """The arrays of a tree by name, and the leaves that ``keep`` accepts.
 
     Raises:
       TypeError: a leaf is no array of numbers.
@@ -51,13 +51,13 @@ def flat(who: str, tree: typing.Any) -> dict[str, typing.Any]:
     found: dict[str, typing.Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_whole):
         name = _paths.name(path) or "value"
-        if is_whole(leaf):
+        if is_whole(leaf) and not keep(leaf):
             raise TypeError(
                 f"{who}: {name!r} is {type(leaf).__name__}, wanted an array. Use jqz.save(path, tree), which keeps "
                 "codes, or dequantize(tree)."
             )
-        array = leaf if isinstance(leaf, Lazy) else np.asarray(leaf)
-        if array.dtype.kind in "OUSM":
+        array = leaf if isinstance(leaf, Lazy) or keep(leaf) else np.asarray(leaf)
+        if np.dtype(array.dtype).kind in "OUSM":
             raise TypeError(f"{who}: {name!r} has dtype {array.dtype}, wanted numbers. Use jqz.save, or leave it out.")
         if name in found:
             raise ValueError(f"{who}: two leaves are named {name!r}. Use other keys, or jqz.save.")

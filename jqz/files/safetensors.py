@@ -6,14 +6,13 @@ import math
 import mmap
 import os
 import typing
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from jqz.files import lazy, names
 from jqz.files.atomic import Path, replacing
-from jqz.files.lazy import Lazy, Unsettled
+from jqz.files.lazy import Lazy, Source, Unsettled
 
 #: Bytes of a header, which is read into memory: some 25,000 tensors.
 LARGEST_HEADER = 2**23
@@ -77,16 +76,14 @@ class Header:
 
     def __init__(self, path: Path):
         library = _library()
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self.descriptor)  # what is read later is read from the file that was there
-        size = os.fstat(self.descriptor).st_size
-        length = int.from_bytes(self.bytes_at(0, 8).tobytes(), "little")
+        self.source = Source(path)
+        size, length = self.source.size, int.from_bytes(self.source.bytes_at(0, 8).tobytes(), "little")
         if size < 8 or length > size - 8:
             raise ValueError(f"it is damaged or no safetensors file: {size} bytes, and a header of {length}.")
         if length > LARGEST_HEADER:
             raise ValueError(f"its header has {length} bytes, wanted at most {LARGEST_HEADER}.")
         self.start = 8 + length
-        raw = self.bytes_at(8, length).tobytes()
+        raw = self.source.bytes_at(8, length).tobytes()
         try:
             with library.safe_open(path, "np") as opened:  # holds offsets, sizes and dtypes to the format
                 known = set(opened.keys())
@@ -102,15 +99,9 @@ class Header:
             if len(entry["shape"]) > 32 or not all(0 <= n < 2**48 for n in entry["shape"]):
                 raise ValueError(f"the tensor {name!r} has the shape {str(entry['shape'])[:100]}.")
 
-    def bytes_at(self, start: int, count: int) -> np.ndarray:
-        """Bytes of the file, or fewer where it ends."""
-        with open(self.descriptor, "rb", buffering=0, closefd=False) as file:
-            file.seek(start)
-            return np.fromfile(file, np.uint8, count)
-
     def mapped(self) -> dict[str, np.ndarray]:
         """The tensors as views of a memory map."""
-        view = memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))[self.start :]
+        view = memoryview(mmap.mmap(self.source.descriptor, 0, access=mmap.ACCESS_READ))[self.start :]
         found = {}
         for name, entry in self.entries.items():
             start, end = entry["data_offsets"]
@@ -125,7 +116,7 @@ class Header:
         dtype, shape, start = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"][0]
 
         def make() -> np.ndarray:
-            raw = self.bytes_at(self.start + start, math.prod(shape) * dtype.itemsize)
+            raw = self.source.bytes_at(self.start + start, math.prod(shape) * dtype.itemsize)
             return raw.view(dtype).reshape(shape)
 
         return Lazy(shape, dtype, make)

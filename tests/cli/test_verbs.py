@@ -85,6 +85,18 @@ def test_quantize_keeps_what_a_file_of_jqz_holds(codes, tmp_path, capsys):
     assert jqz.files.metadata(target) == {"author": "Ada [b]"}
 
 
+def test_quantize_to_gguf(floats, tmp_path, capsys):
+    target = str(tmp_path / "net.gguf")
+    rule = "encoder/kernel=Symmetric(bits=8, granularity=PerGroup(16, axis=-1))"
+    assert cli.main(["quantize", floats, target, "--policy", rule]) == 2
+    assert "'encoder.kernel' is QTensor of" in capsys.readouterr().err
+    jqz.files.safetensors.write(floats, {"w": TREE["encoder"]["kernel"].reshape(48, 64)})
+    scheme = jqz.Symmetric(bits=8, granularity=jqz.PerGroup(32, axis=-1))
+    assert cli.main(["quantize", floats, target, "--policy", repr(scheme)]) == 0
+    wanted = jqz.quantize(TREE["encoder"]["kernel"].reshape(48, 64), scheme)
+    np.testing.assert_array_equal(jqz.files.gguf.read(target)["w"].codes, wanted.codes)
+
+
 def test_quantize_in_place(floats):
     wanted = jqz.quantize(TREE, SCHEME)
     assert cli.main(["quantize", floats, floats, "--policy", repr(SCHEME)]) == 0

@@ -14,8 +14,8 @@ RNG = np.random.default_rng(0)
 TREE = {
     "encoder": {"kernel": RNG.normal(size=(3, 3, 4, 8)).astype(np.float32), "bias": np.zeros(8, np.float16)},
     "head": {
-        "0": {"w": RNG.integers(0, 9, (4, 5)), "empty": np.zeros((0, 2), np.uint8)},
-        "mask": np.array([True, False]),
+        "0": {"w": RNG.integers(0, 9, (4, 5)), "empty": np.zeros((0, 2), np.int8)},
+        "scalar": np.array(3, np.int32),
     },
 }
 
@@ -49,7 +49,7 @@ def test_lazy_and_jax_arrays_are_written(path):
 
 def test_codes_are_refused(path):
     q = jqz.quantize(np.ones((2, 2), np.float32), jqz.Symmetric(bits=4))
-    with pytest.raises(TypeError, match=r"write: 'w' is QTensor, wanted an array. Use jqz.save"):
+    with pytest.raises(TypeError, match=r"write: 'w' is QTensor.* wanted .* Use .*jqz.save"):
         jqz.files.format_of(path).write(path, {"w": q})
     assert not path.exists()
 
