@@ -12,7 +12,7 @@ from jqz import _requant as requant
 from jqz import _rounding as rounding
 from jqz import _solvers as solvers
 from jqz import _ste as ste
-from jqz import nnabla, observers, schemes
+from jqz import files, nnabla, observers, schemes
 from jqz._allocator import tune_allocator
 from jqz._audit import Audit, audit
 from jqz._capabilities import capabilities
@@ -28,6 +28,7 @@ from jqz._scheme import Affine, Identity, Scheme, chain
 from jqz._search import search
 from jqz._sites import calibrate, merge
 from jqz._transform import bits_per_weight, dequantize, fake_quantize, learnable, quantize, size_bytes
+from jqz.files import load, save
 from jqz.schemes import (
     AdditivePowerOfTwo,
     Asymmetric,
@@ -77,8 +78,10 @@ __all__ = [
     "convert",
     "dequantize",
     "fake_quantize",
+    "files",
     "gradients",
     "learnable",
+    "load",
     "lowered",
     "measures",
     "merge",
@@ -90,6 +93,7 @@ __all__ = [
     "ranges",
     "requant",
     "rounding",
+    "save",
     "schemes",
     "search",
     "simulated",

@@ -219,11 +219,6 @@ def fits_int32(terms: int, a: Levels, b: Levels) -> bool:
     return terms * spread[0] * spread[1] < 2**31
 
 
-def exact_in_float32(terms: int, a: Levels, b: Levels) -> bool:
-    """Whether float32 holds every partial sum of the products exactly."""
-    return terms * a.limit * b.limit <= 2**24
-
-
 def total(levels: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The int32 sum of int8 levels over ``axes``, kept with length 1.
 

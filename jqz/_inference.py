@@ -20,9 +20,22 @@ from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
 from jqz._transform import fake_quantize
-from jqz._values import Coded, Stored, Value, Weight, decode
+from jqz._values import Coded, Lazy, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Rules, Walk, either
-from jqz.kernels import cache, convolution, dot, floats, gather, ragged, row, simulate, structure, waiting, watch
+from jqz.kernels import (
+    cache,
+    convolution,
+    dot,
+    floats,
+    gather,
+    places,
+    ragged,
+    row,
+    simulate,
+    structure,
+    waiting,
+    watch,
+)
 
 Inputs = Scheme | Mapping[str, Scheme | None] | Policy | None
 Observers = Observer | Mapping[str, Observer]
@@ -93,13 +106,20 @@ def quantized(
 
 
 def walked(
-    fn: Callable[..., typing.Any], sites: Sites | None, inputs: Inputs, requant: Requant
+    fn: Callable[..., typing.Any],
+    sites: Sites | None,
+    inputs: Inputs,
+    requant: Requant,
+    place: places.Place | None = None,
 ) -> Callable[..., typing.Any]:
-    """``quantized`` with a function that takes a log to keep notes in (or None) before its arguments."""
+    """``quantized`` with a function that takes a log to keep notes in (or None) before its arguments.
+
+    With ``place``, it returns what that has recorded as well.
+    """
     _check_callable("quantized", fn)
     if not isinstance(requant, Requant):
         raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
-    given = _given("quantized", sites)
+    given = given_sites("quantized", sites)
     tables = [structure.RULES, gather.RULES, cache.RULES]
     always: frozenset[str] = frozenset()
     if inputs is not None or given:
@@ -107,13 +127,19 @@ def walked(
         tables += [family.rules(policy.input_at, requant) for family in (dot, ragged, convolution)]
         always = _always(policy, given)
     tables.append(row.RULES)
+    finish: Callable[[Walk, Value], Value] | None = None
     if given:
+        at = place or places.rounded(requant)
+        if place is not None or any(map(_paths.names_product, given)):
+            tables.append(places.rules(at))
+            finish = functools.partial(places.result, at)
         tables.append(waiting.rules(requant))
     rules = either(*tables)
 
     def run(log: dict[str, Note] | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         walk = Walk(rules, given, log=log, derivatives=not given, always=always, forms=floats.RULES)
-        return walk_through(fn, args, kwargs, walk)
+        result = walk_through(fn, args, kwargs, walk, finish)
+        return result if place is None else (result, _recorded(walk))
 
     return run
 
@@ -129,7 +155,8 @@ def _always(policy: PolicyLike, given: Mapping[str, typing.Any]) -> frozenset[st
     return frozenset(PRODUCTS) if any(map(_paths.names_product, [*globs, *given])) else frozenset()
 
 
-def _given(who: str, sites: Sites | None) -> dict[str, Stacked]:
+def given_sites(who: str, sites: Sites | None) -> dict[str, Stacked]:
+    """Sites as a walk carries them."""
     if sites is None:
         return {}
     if not isinstance(sites, Mapping) or not all(isinstance(site, Site) for site in sites.values()):
@@ -201,7 +228,7 @@ def walk_in_training(
     decisions, treedef = resolve("simulated", policy, variables)
     rounded = fake_quantize(variables, treedef.unflatten([d.scheme for d in decisions]))
     weights = _tagged(treedef.flatten_up_to(rounded), decisions)
-    given = _given("simulated", sites)
+    given = given_sites("simulated", sites)
     walk = Walk(rules, given, always=_always(policy, given), forms=floats.RULES)
     return walk_through(fn, (treedef.unflatten(weights), *args), kwargs, walk), _recorded(walk)
 
@@ -281,11 +308,21 @@ def _inputs_of(policy: PolicyLike) -> Callable[[str], Scheme | None]:
 
 def _tagged(leaves: Sequence[typing.Any], decisions: Sequence[Decision]) -> list[typing.Any]:
     """Leaves that the policy selects, as weights that a walk follows."""
-    return [v if d.scheme is None else Weight(v, d.path) for v, d in zip(leaves, decisions, strict=True)]
+    pairs = zip(leaves, decisions, strict=True)
+    return [v if d.scheme is None else Weight(v, d.path, tuple(range(v.ndim))) for v, d in pairs]
 
 
-def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any, walk: Walk) -> typing.Any:
-    """Traces a function on the shapes of its arguments and evaluates its jaxpr by the rules of a walk."""
+def walk_through(
+    fn: Callable[..., typing.Any],
+    args: typing.Any,
+    kwargs: typing.Any,
+    walk: Walk,
+    finish: Callable[[Walk, Value], Value] | None = None,
+) -> typing.Any:
+    """Traces a function on the shapes of its arguments and evaluates its jaxpr by the rules of a walk.
+
+    ``finish`` is told the results, and what it makes of them is decoded.
+    """
     flat, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=_is_leaf)
     traced = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
 
@@ -298,15 +335,17 @@ def walk_through(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing
 
     jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
     results = interpret(jaxpr, [_value(*flat[i]) for i in traced], walk)
+    if finish is not None:
+        results = [finish(walk, v) for v in results]
     return structure_out.unflatten([v.tensor if isinstance(v, Stored) else decode(v) for v in results])
 
 
 def _is_leaf(leaf: typing.Any) -> bool:
-    return isinstance(leaf, QTensor | Weight)
+    return isinstance(leaf, QTensor | Lazy)
 
 
 def _is_array(leaf: typing.Any) -> bool:
-    return isinstance(leaf, QTensor | Weight | jax.Array | np.ndarray | np.generic)
+    return isinstance(leaf, QTensor | Lazy | jax.Array | np.ndarray | np.generic)
 
 
 def _abstract(leaf: typing.Any) -> typing.Any:

@@ -9,6 +9,8 @@ walked through wherever such an operand enters them, or a primitive of the secon
 Everything that differs between JAX versions stands in this file.
 """
 
+import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Mapping, Sequence
 
@@ -62,16 +64,17 @@ def _evaluate(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Va
 
     def equation() -> Equation:
         avals = tuple(v.aval for v in eqn.outvars)
-        return Equation(name, eqn.params, avals, _label(eqn, walk), plain, walk, operands, said)
+        label, source = _label(eqn, walk), functools.partial(_source_line, (eqn, *walk.calls))
+        return Equation(name, eqn.params, avals, label, plain, walk, operands, said, source)
 
     with eqn.ctx.manager:
         weights = [v.path for v in operands if is_weight(v)]
         offered = name in walk.rules and (lazy or name in walk.always)
         results = walk.rules[name](equation(), *operands) if offered else None
         if results is None and name in _HIGHER_ORDER and (lazy or walk.log is not None or _holds(eqn.params, walk)):
-            outer, walk.scope = walk.scope, _scope(eqn, walk)
+            outer, walk.scope, walk.calls = (walk.scope, walk.calls), _scope(eqn, walk), (eqn, *walk.calls)
             results = _HIGHER_ORDER[name](eqn, operands, walk)
-            walk.scope = outer
+            walk.scope, walk.calls = outer
             return results
         if logged:
             _note(eqn, walk, weights, said)
@@ -96,6 +99,14 @@ def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
 
 def _label(eqn: typing.Any, walk: Walk) -> str:
     return _paths.product("/".join(_scope(eqn, walk)), PRODUCTS.get(eqn.primitive.name) or eqn.primitive.name)
+
+
+def _source_line(eqns: Sequence[typing.Any]) -> str:
+    """The innermost line outside JAX, Flax and this package that an equation, or a call around it, comes from."""
+    inside = ("/jax/", "/flax/", "/equinox/", "/jqz/_", "/jqz/kernels/")
+    frames = (frame for eqn in eqns for frame in getattr(eqn.source_info.traceback, "frames", ()))
+    lines = [frame for frame in frames if not any(part in frame.file_name for part in inside)]
+    return f"{lines[0].file_name}:{lines[0].line_num}" if lines else "an unknown line"
 
 
 def _note(eqn: typing.Any, walk: Walk, weights: list[str], said: dict[str, str]) -> None:
@@ -137,7 +148,7 @@ def _custom(eqn: typing.Any, operands: list[Value], walk: Walk) -> Sequence[Valu
 
 def _with_gradient(value: Value, source: jax.Array) -> Value:
     if isinstance(value, Weight):
-        return Weight(_ste.straight_through(source, value.value), value.path)
+        return dataclasses.replace(value, value=_ste.straight_through(source, value.value))
     if is_weight(value) or not jnp.issubdtype(source.dtype, jnp.floating):
         return value
     return _ste.straight_through(source, decode(value))

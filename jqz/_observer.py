@@ -22,6 +22,9 @@ class Observer(abc.ABC):
     Empty arrays change nothing. Every dtype is measured in float32.
     """
 
+    #: ``observe`` shows it rows of terms, by ``update_rows(x, contraction)``, wherever it can.
+    by_rows: typing.ClassVar[bool] = False
+
     @abc.abstractmethod
     def update(self, x: jax.Array) -> typing.Self:
         """This statistic after seeing ``x`` as well."""

@@ -11,9 +11,12 @@ rows, a sharded leading axis) are slices of the packed array as well.
 """
 
 import functools
+import operator
+import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def fields(bits: int) -> tuple[int, ...]:
@@ -36,45 +39,51 @@ def packed_length(length: int, bits: int) -> int:
     return sum(-(-length * width // 8) for width in fields(bits))
 
 
-def pack(codes: jax.Array, bits: int) -> jax.Array:
-    """Packs integer codes (..., n) into uint8 (..., packed_length(n, bits)).
+def _library(array: typing.Any) -> typing.Any:
+    """NumPy for its own arrays: files are packed and unpacked without a compilation for each shape."""
+    return np if isinstance(array, np.ndarray) else jnp
+
+
+def pack(codes: typing.Any, bits: int) -> typing.Any:
+    """Packs integer codes (..., n) into uint8 (..., packed_length(n, bits)), of the same library.
 
     The low ``bits`` bits of each code are kept, so signed and unsigned codes pack alike.
     """
+    library = _library(codes)
     if codes.ndim == 0:
         raise ValueError("pack: got a scalar, wanted rank 1 or more. Use codes.reshape(1).")
-    raw = codes.astype(jnp.uint8)  # two's complement: keeps the low byte
+    raw = codes.astype(np.uint8)  # two's complement: keeps the low byte
     length, parts, shift = codes.shape[-1], [], 0
     for width in reversed(fields(bits)):
-        field = (raw >> shift) & jnp.uint8(2**width - 1)
+        field = (raw >> shift) & np.uint8(2**width - 1)
         shift += width
         per_byte = 8 // width
         unit = -(-length // per_byte)
         spare = unit * per_byte - length
         if spare:
-            field = jnp.pad(field, [(0, 0)] * (field.ndim - 1) + [(0, spare)])
+            field = library.pad(field, [(0, 0)] * (field.ndim - 1) + [(0, spare)])
         byte = field[..., :unit]
         for plane in range(1, per_byte):
             byte = byte | (field[..., plane * unit : (plane + 1) * unit] << (plane * width))
         parts.append(byte)
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+    return parts[0] if len(parts) == 1 else library.concatenate(parts, -1)
 
 
-def unpack(packed: jax.Array, bits: int, length: int, dtype: jax.typing.DTypeLike) -> jax.Array:
+def unpack(packed: typing.Any, bits: int, length: int, dtype: jax.typing.DTypeLike) -> typing.Any:
     """Inverts ``pack``: uint8 (..., bytes) to codes (..., length) of an 8-bit integer dtype.
 
     A signed dtype extends the sign of the low ``bits`` bits.
     """
-    parts, start, shift = [], 0, 0
+    library, parts, start, shift = _library(packed), [], 0, 0
     for width in reversed(fields(bits)):
         unit = -(-length * width // 8)
         part = packed[..., start : start + unit]
         start += unit
-        planes = [(part >> (plane * width)) & jnp.uint8(2**width - 1) for plane in range(8 // width)]
-        field = planes[0] if len(planes) == 1 else jnp.concatenate(planes, -1)[..., :length]
+        planes = [(part >> (plane * width)) & np.uint8(2**width - 1) for plane in range(8 // width)]
+        field = planes[0] if len(planes) == 1 else library.concatenate(planes, -1)[..., :length]
         parts.append(field << shift)
         shift += width
-    raw = functools.reduce(jax.lax.bitwise_or, parts)
+    raw = functools.reduce(operator.or_, parts)
     if jnp.issubdtype(dtype, jnp.signedinteger):
         spare = 8 - bits
         return jax.lax.shift_right_arithmetic(

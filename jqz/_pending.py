@@ -95,12 +95,20 @@ class Part(typing.NamedTuple):
     scales: Pair
 
 
+class OfCodes(Part):
+    """The codes of a tensor, less their zero point: at most 255 in magnitude, with one scale."""
+
+    __slots__ = ()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scaled(Waiting):
     """The sum of its parts and of an offset, which broadcasts to the shape."""
 
     parts: tuple[Part, ...]
     offset: jax.Array | None = None
+    #: The tensor of codes that this is, if it is one as it stands.
+    origin: Activation | None = None
 
     @functools.cached_property
     def real(self) -> jax.Array:
@@ -117,6 +125,11 @@ class Scaled(Waiting):
         bounds = target.zero_point, target.low, target.high
         if not more and not isinstance(integers, Waiting):
             return target.rule(integers, scales, target.scale, *bounds, offset=self.offset)
+        if self.offset is None and all(isinstance(part, OfCodes) and part.scales[1].size == 1 for part in self.parts):
+            terms = [(part.integers, part.scales[0] * part.scales[1]) for part in self.parts]
+            codes = target.rule.sum(typing.cast(typing.Any, terms), target.scale, *bounds)
+            if codes is not None:
+                return codes
         if target.rule.integer or self.known:
             return self.rounded(target)
         # in units of the result, so that every part is multiplied once
@@ -142,15 +155,17 @@ class Scaled(Waiting):
 
     def times(self, factor: jax.Array) -> "Scaled":
         """The value times real numbers that broadcast to it."""
-        parts = tuple(Part(i, (first, second * factor)) for i, (first, second) in self.parts)
-        return dataclasses.replace(self, parts=parts, offset=None if self.offset is None else self.offset * factor)
+        parts = tuple(part._replace(scales=(part.scales[0], part.scales[1] * factor)) for part in self.parts)
+        return dataclasses.replace(
+            self, parts=parts, offset=None if self.offset is None else self.offset * factor, origin=None
+        )
 
     def plus(self, offset: jax.Array | None, parts: tuple[Part, ...] = ()) -> "Scaled":
         """The value and these."""
         if offset is not None and self.offset is not None:
             offset = self.offset + offset
         both = (*self.parts, *parts)
-        return dataclasses.replace(self, parts=both, offset=self.offset if offset is None else offset)
+        return dataclasses.replace(self, parts=both, offset=self.offset if offset is None else offset, origin=None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -259,4 +274,28 @@ def waiting(value: Value) -> Waiting | None:
     if levels.zero_point is not None:
         integers = integers - levels.zero_point
     one = jnp.ones((1,) * levels.ndim, jnp.float32)
-    return Scaled(jax.ShapeDtypeStruct(levels.shape, levels.dtype), (Part(integers, (levels.scale, one)),))
+    aval, part = jax.ShapeDtypeStruct(levels.shape, levels.dtype), OfCodes(integers, (levels.scale, one))
+    return Scaled(aval, (part,), origin=value)
+
+
+def moved_codes(value: Waiting, rule: Requant) -> Activation | None:
+    """The value as codes on the grid of the one tensor whose codes it moves; None where it is anything else."""
+    source = _origin(value)
+    if source is None:
+        return None
+    levels = source.rounded
+    zero_point = jnp.int32(0) if levels.zero_point is None else levels.zero_point.reshape(())
+    codes = value.codes(Target(rule, levels.scale.reshape(()), zero_point, jnp.int32(-128), jnp.int32(127)))
+    scale, zero = (None if a is None else a.reshape((1,) * codes.ndim) for a in (levels.scale, levels.zero_point))
+    return Activation(
+        None, dataclasses.replace(levels, levels=codes, scale=scale, zero_point=zero), source.scheme, source.path
+    )
+
+
+def _origin(value: Waiting) -> Activation | None:
+    if isinstance(value, Scaled):
+        return value.origin
+    if not isinstance(value, Moved):
+        return None
+    sources = [_origin(inner) for inner in value.inners if not isinstance(inner, Constant)]
+    return sources[0] if len({id(source) for source in sources}) == 1 else None

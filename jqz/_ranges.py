@@ -140,8 +140,8 @@ class MSE(Range):
     norm: float = 2.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ValueError(f"MSE: got candidates={self.candidates!r}, wanted a positive integer. Use MSE(80).")
+        if not isinstance(self.candidates, int) or not 1 <= self.candidates <= 2**16:
+            raise ValueError(f"MSE: got candidates={self.candidates!r}, wanted 1 to 65536. Use MSE(80).")
 
     def _search(self, blocks: jax.Array, axes: tuple[int, ...], fake: Fake, low: jax.Array, high: jax.Array) -> Limits:
         # errors near 1, since their squares could overflow or vanish

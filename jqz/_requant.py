@@ -10,6 +10,7 @@ rule               acc * multiplier                                             
 ``Gemmlowp``       31-bit integer product, then a rounding shift, ties away     LiteRT's reference kernels
 ``Ruy``            31-bit integer product, then a rounding shift, ties up       LiteRT's ruy kernels
 ``HalfAway``       float32 product, ties away from zero                         Arm NN's reference backend
+``XNNPACK``        as ``Float32Requant``, integer biases; sums in fixed point   XNNPACK, sums included
 ================== ============================================================ ==========================
 """
 
@@ -17,6 +18,7 @@ import abc
 import dataclasses
 import functools
 import typing
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 from jqz import _rounding
 from jqz._scheme import quotient
 
-__all__ = ["Bias", "Float32Requant", "Gemmlowp", "HalfAway", "IntegerBias", "RealBias", "Requant", "Ruy"]
+__all__ = ["XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "IntegerBias", "RealBias", "Requant", "Ruy"]
 
 Pair = tuple[jax.Array, jax.Array]
 
@@ -80,6 +82,25 @@ class Requant(abc.ABC):
           numerators: two float32 scales (of the activation and of the weight); either may be negative or 0.
           denominator: the positive float32 scale of the result. All broadcast to ``acc``.
         """
+
+    def sum(
+        self,
+        terms: Sequence[tuple[jax.Array, jax.Array]],
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        """int8 codes of the sum of two coded tensors where a runtime has its own way; None: in real numbers.
+
+        Args:
+          terms: of each, codes less their zero point (int32, at most 255 in magnitude) and a float32 scale.
+          denominator: the positive float32 scale of the result.
+          zero_point: of the result.
+          low: the lowest code of the result.
+          high: the highest.
+        """
+        return None
 
     def nearest(self, x: jax.Array) -> jax.Array:
         """The int32 numbers nearest to real ones, saturating."""
@@ -168,6 +189,57 @@ def _nearest(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, hi
 
 @typing.final
 @dataclasses.dataclass(frozen=True)
+class XNNPACK(Requant):
+    """As ``Float32Requant(IntegerBias())``; sums of two coded tensors in fixed point: what LiteRT does by default.
+
+    A sum multiplies both by integers, of which the larger has 21 bits, and shifts the total, ties up.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> terms = [(jnp.array([10, -3]), jnp.float32(0.1)), (jnp.array([4, 4]), jnp.float32(0.2))]
+    >>> jqz.requant.XNNPACK().sum(terms, jnp.float32(0.1), zero_point=0, low=-128, high=127).tolist()
+    [18, 5]
+    """
+
+    def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
+        return Float32Requant().scaled(acc, numerators, denominator)
+
+    def __call__(
+        self,
+        acc: jax.Array,
+        numerators: Pair,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+        offset: jax.Array | None = None,
+    ) -> jax.Array:
+        rule = Float32Requant(IntegerBias())
+        return rule(acc, numerators, denominator, zero_point, low, high, offset)
+
+    def of_real(
+        self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
+    ) -> jax.Array:
+        return Float32Requant().of_real(x, zero_point, low, high)
+
+    def sum(
+        self,
+        terms: Sequence[tuple[jax.Array, jax.Array]],
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        if len(terms) != 2:
+            return None
+        ratios = [quotient(scale, denominator) for _, scale in terms]
+        shift = 21 - jnp.frexp(jnp.maximum(*map(jnp.abs, ratios)))[1]
+        units = [jnp.round(jnp.ldexp(ratio, shift)).astype(jnp.int32) for ratio in ratios]
+        total = sum((x * unit for (x, _), unit in zip(terms, units, strict=True)), jnp.int32(1) << (shift - 1))
+        return jnp.clip((total >> shift) + zero_point, low, high).astype(jnp.int8)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
 class HalfAway(Requant):
     """A float32 product rounded half away from zero."""
 
@@ -195,6 +267,22 @@ class Gemmlowp(Requant):
         mantissa, exponent = integer_multiplier(numerators, denominator)
         product = high_multiply(_shift_up(acc, exponent), mantissa)
         return shift_half_away(product, jnp.maximum(-exponent, 0))
+
+    def sum(
+        self,
+        terms: Sequence[tuple[jax.Array, jax.Array]],
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        if len(terms) != 2:
+            return None
+        # as LiteRT's reference kernel: with 20 fraction bits, each in units of twice the larger scale
+        larger = jnp.maximum(*(jnp.abs(scale) for _, scale in terms))
+        halves = [self.scaled(x << 20, (scale, jnp.float32(0.5)), larger) for x, scale in terms]
+        total = self.scaled(halves[0] + halves[1], (larger, jnp.float32(2.0**-19)), denominator)
+        return jnp.clip(total + zero_point, low, high).astype(jnp.int8)
 
 
 @typing.final

@@ -53,10 +53,14 @@ def is_weight(value: Value) -> bool:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weight(Lazy):
-    """A weight in float, or decoded since its codes could not follow, on its way to what it meets."""
+    """A weight in float, or decoded since its codes could not follow, on its way to what it meets.
+
+    ``order`` says which of its own axes the axes are now, if nothing but their order has changed; None otherwise.
+    """
 
     value: jax.Array
     path: str = _static()
+    order: tuple[int, ...] | None = _static(default=None)
 
     @property
     def shape(self) -> tuple[int, ...]:

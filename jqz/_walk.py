@@ -20,7 +20,7 @@ class Walk:
     A scan hands each step its slice of what is given, and stacks what is recorded. A record has ``merge(other)``
     and ``empty()``, its neutral element, for the loops and branches that it may or may not come from. Primitives
     in ``always`` are offered to their rules whatever their operands are, in every body; ``forms`` are rules for
-    equations on plain arrays. ``scope`` is where it is.
+    equations on plain arrays. ``scope`` is where it is, ``calls`` are the equations around it, innermost first.
     """
 
     rules: Rules
@@ -33,6 +33,7 @@ class Walk:
     derivatives: bool = True
     always: frozenset[str] = frozenset()
     scope: tuple[str, ...] = ()
+    calls: tuple[typing.Any, ...] = ()
     forms: Rules = dataclasses.field(default_factory=dict)
 
     def name(self, path: str) -> str:
@@ -79,6 +80,8 @@ class Equation:
     walk: Walk
     operands: list[Value]
     said: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: The line of the program that the equation comes from.
+    source: Callable[[], str] = lambda: "an unknown line"
 
     def say(self, **kwargs: str) -> None:
         """Tells an audit ``how`` the equation ran, ``why``, and under which ``name``."""
@@ -105,6 +108,6 @@ def either(*tables: Rules) -> Rules:
 def _first(one: Rule, other: Rule) -> Rule:
     def rule(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         results = one(eqn, *operands)
-        return other(eqn, *operands) if results is None else results
+        return other(eqn, *eqn.operands) if results is None else results  # the first may have replaced some
 
     return rule

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jqz._requant import Float32Requant, Gemmlowp, HalfAway
+from jqz._requant import XNNPACK, Float32Requant, Gemmlowp, HalfAway
 
 
 def srdhm(a, b):
@@ -29,13 +29,13 @@ def multiplier(numerators, denominator):
 
 
 def oracle(rule, acc, numerators, denominator, zero_point, low, high):
-    if isinstance(rule, Float32Requant | HalfAway):
+    if isinstance(rule, Float32Requant | XNNPACK | HalfAway):
         m = numerators[0] * numerators[1] / denominator
         product = acc.astype(np.float32) * m
         assert product.dtype == np.float32
         codes = (
             np.rint(product)
-            if isinstance(rule, Float32Requant)
+            if not isinstance(rule, HalfAway)
             else np.copysign(np.floor(np.abs(product) + 0.5), product)
         )
         codes = codes.astype(np.int64)

@@ -29,25 +29,32 @@ FLOORS = (
     ("_qtensor", "schemes/*"),
     ("_learnable", "schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values", "_stacked", "_samples", "_sensitivity"),
+    ("_policy", "_values", "_stacked", "_expression", "_samples", "_sensitivity"),
     ("_walk",),
     ("_interpret", "_pending"),
     ("_flow",),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
-    ("_transform", "_activations", "_masks"),
+    ("_transform", "_activations", "_masks", "_rows"),
     ("_sites",),
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference",),
+    ("_inference", "_graph", "_layers", "files/range_coding", "files/lazy", "files/atomic"),
+    ("files/tree", "files/names"),
+    ("files/safetensors",),
     ("_audit",),
+    ("_nodes", "_complete", "_runtime"),  # what exporters share
+    ("_operators",),
+    ("_channels",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("analysis/report",),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_lowered", "_search"),
     # 6: the command
-    ("demo",),
+    ("demo", "cli/output"),
+    ("cli/trees",),
+    ("cli/*",),
     ("cli",),
     ("",),
 )
@@ -126,7 +133,8 @@ import sys, jax, jax.numpy, numpy
 before = set(sys.modules)
 import jqz
 added = {name for name in set(sys.modules) - before}
-heavy = {"flax", "optax", "chex", "matplotlib", "rich", "sklearn", "scipy", "onnx", "equinox"} & {
+heavy = {"flax", "optax", "chex", "matplotlib", "rich", "sklearn", "scipy", "onnx", "equinox",
+    "safetensors", "constriction"} & {
     name.split(".")[0] for name in added}
 strangers = sorted(name for name in added if name.split(".")[0] != "jqz")
 print(sorted(heavy), len(strangers), strangers[:20])

@@ -1,5 +1,7 @@
 """The laws of ``observer_laws.py``, for every observer of the catalogue; and all of them inside a model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,9 @@ def test_observers_follow_scans_branches_and_loops(observer):
     params["stack"] = jax.random.normal(keys[3], (2, 4, 4))
     x = jax.random.normal(keys[4], (3, 4))
     stats = jax.jit(jqz.observe(_model, POLICY, observer))(params, x)
+    if observer.by_rows:  # a plain array does not know what it meets
+        assert all(seen.observer.contraction.axes == (0,) for seen in stats.values())
+        observer = dataclasses.replace(observer, contraction=stats["branch"].observer.contraction)
     assert {name: seen.lengths for name, seen in stats.items()} == {
         "stack": (2,), "recurrent": (), "branch": (), "loop": (),
     }  # fmt: skip

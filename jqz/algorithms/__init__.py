@@ -1,18 +1,80 @@
-"""Algorithms after training: one a file, plain functions."""
+"""Post-training algorithms: a trained model in fewer bits, from a few inputs without labels or from none.
+
+Rounders are functions ``f(params, policy, stats, ...) -> qparams``: they choose codes. ``stats`` come from
+``jqz.observe(fn, policy, jqz.observers.Gram())``. None is worse than nearest rounding on what it minimizes, the change
+of what each layer computes.
+
+============================= ========================================================= =========
+rounder                       method                                                    arXiv
+============================= ========================================================= =========
+``nearest``                   each weight to its nearest level
+``gptq``                      errors made up for by weights that come later, then       2210.17323
+                              coordinate descent                                        2309.01885
+============================= ========================================================= =========
+
+Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model.
+They find its parts in its program, not by names.
+
+============================= ========================================================= =========
+correction                    method                                                    arXiv
+============================= ========================================================= =========
+``reestimate_batch_norm``     mean and variance measured again behind rounded weights   1806.08342
+``correct_bias``              biases that restore the mean of each channel              1906.04721
+``synthesize_inputs``         inputs that batch norms recognize, where there are none   2001.00281
+============================= ========================================================= =========
+
+Rewriters are functions ``f(fn, params, ...) -> params`` that leave what the float function computes as it is, to
+rounding errors, and make its weights easier to round.
+
+============================= ========================================================= =========
+rewriter                      method                                                    arXiv
+============================= ========================================================= =========
+``fold_batch_norm``           scales of batch norms moved into the weights before them  1712.05877
+============================= ========================================================= =========
+
+For a choice of schemes, ``jqz.search`` asks what rounding each layer costs.
+
+============================= ========================================================= =========
+choosing                      question                                                  arXiv
+============================= ========================================================= =========
+``sensitivity``               what rounding one layer alone costs, for many schemes     1911.03852
+``residual_ties``             which layers are summed, and so share a scheme            2011.10680
+``layers``                    in which order weights are used
+``skip_first``, ``only``      policies for a part of a model
+============================= ========================================================= =========
+
+``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
+"""
 
 from jqz._sensitivity import Sensitivity
+from jqz.algorithms.batch_norm import reestimate_batch_norm
+from jqz.algorithms.bias_correction import correct_bias
+from jqz.algorithms.folding import fold_batch_norm
+from jqz.algorithms.gptq import gptq
+from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
 from jqz.algorithms.sensitivity import sensitivity
+from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
 
+#: What the laws of rounders are tested on.
+ROUNDERS = (nearest, gptq)
+
 __all__ = [
+    "ROUNDERS",
     "Sensitivity",
+    "correct_bias",
+    "fold_batch_norm",
+    "gptq",
     "heads",
     "layers",
     "most_sensitive",
+    "nearest",
     "only",
+    "reestimate_batch_norm",
     "residual_ties",
     "sensitivity",
     "skip_first",
     "skip_last",
+    "synthesize_inputs",
 ]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, coder, contracted, exact_in_float32, fits_int32, meet, obstacle, total
+from jqz._activations import Inputs, coder, contracted, fits_int32, meet, obstacle, total
 from jqz._pending import Scaled, product
 from jqz._requant import Requant
 from jqz._values import Levels, Value, as_levels
@@ -33,7 +33,7 @@ def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
             return [eqn.on(*met.both_in_float(code))]
         eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        result = _convolve(eqn, x, weight, requant is None or not requant.integer)
+        result = _convolve(eqn, x, weight)
         waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
         return [result if waits else result.decode().astype(eqn.avals[0].dtype)]
 
@@ -48,8 +48,8 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
     return fits_int32(_terms(w, summed), x, w)
 
 
-def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
-    """The convolution of levels; with ``floats``, in float32 where that is exact and faster."""
+def _convolve(eqn: Equation, x: Levels, w: Levels) -> Scaled:
+    """The convolution of levels."""
     spec = eqn.params["dimension_numbers"]
     summed = contracted(eqn, 1)
     w = w.ungrouped(spec.rhs_spec[:1])
@@ -70,13 +70,12 @@ def _convolve(eqn: Equation, x: Levels, w: Levels, floats: bool) -> Scaled:
     if x.zero_point is not None:
         none = (1,) * len(how.padding)
         codes, how = _pad(x, how), dataclasses.replace(how, padding=((0, 0),) * len(none), lhs_dilation=none)
-    exact = floats and exact_in_float32(_terms(w, summed), x, w)
-    acc = convolve(codes, w.levels, how, exact)
+    acc = convolve(codes, w.levels, how, x.limit * w.limit)
     if x.zero_point is not None:
         acc = acc - of_batch(x.zero_point) * of_channels(total(w.levels, summed))
     if w.zero_point is not None:
         # the sum of the window of every output, zero points of the padding included
-        ones = convolve(codes, jnp.ones_like(w.levels), how, exact)
+        ones = convolve(codes, jnp.ones_like(w.levels), how, x.limit)
         acc = acc - of_channels(w.zero_point) * ones
         if x.zero_point is not None:
             acc = acc + _terms(w, summed) * of_batch(x.zero_point) * of_channels(w.zero_point)

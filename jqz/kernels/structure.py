@@ -6,6 +6,7 @@ later is treated alike for every scheme, and in training as in inference.
 
 import dataclasses
 import math
+import typing
 from collections.abc import Callable, Sequence
 
 import jax
@@ -38,11 +39,11 @@ def _convert(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
         return None
     if isinstance(value, Coded | Levels):
         return [value if dtype == value.dtype else dataclasses.replace(value, casts=(*value.casts, dtype))]
-    return [Weight(eqn.on(value), value.path)]
+    return [dataclasses.replace(typing.cast(Weight, value), value=eqn.on(value))]
 
 
 def _pass(eqn: Equation, value: Lazy) -> Sequence[Value]:
-    return [Weight(eqn.on(value), value.path) if isinstance(value, Weight) else value]
+    return [dataclasses.replace(value, value=eqn.on(value)) if isinstance(value, Weight) else value]
 
 
 def _each(eqn: Equation, value: Lazy) -> Sequence[Value]:
@@ -64,6 +65,9 @@ def _transpose(eqn: Equation, value: Lazy) -> Sequence[Value] | None:
     def move(a: jax.Array) -> jax.Array:
         return jnp.transpose(a, eqn.params["permutation"])
 
+    if isinstance(value, Weight) and value.order is not None and len(value.order) == value.ndim:
+        order = tuple(value.order[axis] for axis in eqn.params["permutation"])
+        return [dataclasses.replace(value, value=move(value.value), order=order)]
     return _move(value, move, lambda coded: move)
 
 

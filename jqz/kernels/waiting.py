@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jqz._pending import Bounded, Constant, Moved, Part, Scaled, Summed, Waiting, waiting
+from jqz._pending import Bounded, Constant, Moved, Part, Scaled, Summed, Waiting, product, waiting
 from jqz._requant import Requant
 from jqz._values import Activation, Lazy, Pending, Value, decode, is_weight
 from jqz._walk import Equation, Rule
+
+#: So many codes, of at most 255 steps from their zero point, have a sum that float32 holds exactly.
+LARGEST_SUM = 2**16
 
 
 def rules(requant: Requant) -> dict[str, Rule]:
@@ -118,6 +121,9 @@ def rules(requant: Requant) -> dict[str, Rule]:
         if inner is None:
             return None
         window = eqn.params.get("window_dimensions") or [inner.shape[axis] for axis in eqn.params["axes"]]
+        if isinstance(x, Activation) and isinstance(inner, Scaled) and math.prod(window) <= LARGEST_SUM:
+            (codes, (scale, _)), aval = inner.parts[0], eqn.avals[0]  # codes with one scale: the sum is an integer
+            return product(eqn.bind(codes)[0], (scale.reshape((1,) * aval.ndim), _ranked(1, aval.ndim)), aval.dtype)
         return Summed(eqn.avals[0], inner, math.prod(window), lambda array: eqn.bind(array)[0])
 
     return {
@@ -147,7 +153,7 @@ def _constant(value: Value) -> Constant:
     return Constant(numbers, numbers)
 
 
-def _ranked(x: jax.Array, ndim: int) -> jax.Array:
+def _ranked(x: jax.typing.ArrayLike, ndim: int) -> jax.Array:
     """A float32 array of this rank, for scalars that broadcast."""
     x = jnp.asarray(x, jnp.float32)
     return x.reshape((1,) * ndim) if x.ndim == 0 else x

@@ -1,9 +1,11 @@
 """Dots and convolutions in float, which record what meets each weight."""
 
+import typing
 from collections.abc import Callable, Sequence
 
 from jqz._activations import Inputs, Meeting, meet
 from jqz._observer import Observer
+from jqz._rows import rows
 from jqz._sites import Seen
 from jqz._stacked import Stacked
 from jqz._values import Activation, Value, decode
@@ -31,7 +33,9 @@ def recorder(observer: Callable[[str], Observer]) -> Callable[[Meeting], None]:
         for one in (met, met.other):
             if one is not None and one.scheme is not None and not isinstance(one.x, Activation):
                 x = decode(one.x)
-                seen = Seen(observer(one.name.split("#")[0]).update(x), x.ndim)
-                one.eqn.walk.records[one.name] = Stacked(seen)
+                nothing = observer(one.name.split("#")[0])
+                found = rows(one.eqn, x, one.weight, one.side) if nothing.by_rows and x.size else None
+                seen = nothing.update(x) if found is None else typing.cast(typing.Any, nothing).update_rows(*found)
+                one.eqn.walk.records[one.name] = Stacked(Seen(seen, x.ndim))
 
     return record

@@ -42,8 +42,6 @@ ON_GROUND = 1 << 17
 #: Input channels of a block of groups.
 BLOCK = 64
 
-_FLOAT = jnp.dtype(jnp.float32)
-
 
 @dataclasses.dataclass(frozen=True)
 class Convolution:
@@ -109,14 +107,14 @@ def pad(x: jax.Array, value: jax.Array, config: Sequence[tuple[int, int, int]]) 
     return lax.dynamic_update_slice(ground, x, [low for low, *_ in config])
 
 
-def convolve(x: jax.Array, kernel: jax.Array, how: Convolution, exact: bool = False) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, how: Convolution, limit: int = 2**14) -> jax.Array:
     """A convolution: int8 codes to int32, floats to their own dtype.
 
     Args:
       x: images, int8 or floating.
       kernel: of the same dtype.
       how: strides, padding and the like.
-      exact: whether float32 holds every sum of the products of these int8 codes exactly.
+      limit: no product of an int8 code of x and one of the kernel is larger, either way from zero.
 
     >>> numbers = lax.conv_dimension_numbers((1, 4, 4, 2), (3, 3, 1, 2), ("NHWC", "HWIO", "NHWC"))
     >>> how = Convolution((1, 1), ((1, 1), (1, 1)), (1, 1), (1, 1), numbers, groups=2)
@@ -128,7 +126,7 @@ def convolve(x: jax.Array, kernel: jax.Array, how: Convolution, exact: bool = Fa
     if not typed or not x.size or not kernel.size or min(space, default=0) < 1:
         return how.plain(x, kernel)
     images, weights = (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1]), (*spec.rhs_spec[2:], spec.rhs_spec[1])
-    form = _form(x, kernel, how, space, exact)
+    form = _form(x, kernel, how, space, limit)
     if form is None:
         return how.plain(x, kernel)
     back = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
@@ -168,7 +166,7 @@ class _Windows:
             yield place, functools.reduce(lambda x, at: self.cut(x, *at), enumerate(place), x)
 
 
-def _form(x: jax.Array, kernel: jax.Array, how: Convolution, space: tuple[int, ...], exact: bool) -> Form | None:
+def _form(x: jax.Array, kernel: jax.Array, how: Convolution, space: tuple[int, ...], limit: int) -> Form | None:
     """What suits the shapes, or None where that is the primitive."""
     spec, integral = how.numbers, x.dtype == jnp.int8
     size = tuple(kernel.shape[i] for i in spec.rhs_spec[2:])
@@ -177,8 +175,8 @@ def _form(x: jax.Array, kernel: jax.Array, how: Convolution, space: tuple[int, .
     if how.groups == 1:
         return _ungrouped(windows, x.shape[spec.lhs_spec[0]], size, ins, outs, integral)
     if math.prod(size) <= 64 and (ins == 1 or (ins <= 4 and not integral)):
-        narrow = integral and exact and how.groups * ins < 2 * FEW
-        return functools.partial(_shift_and_add, windows, how.groups, _FLOAT if narrow else None)
+        narrow = jnp.iinfo(jnp.int16).max // limit if integral else 0
+        return functools.partial(_shift_and_add, windows, how.groups, narrow)
     if not integral and (how.groups > 4 or ins < BLOCK // 2):
         return None
     blocks = how.groups // max(n for n in range(1, how.groups + 1) if how.groups % n == 0 and n <= max(1, BLOCK // ins))
@@ -213,26 +211,27 @@ def _ungrouped(
     return None
 
 
-def _shift_and_add(
-    windows: _Windows, groups: int, wide: jnp.dtype | None, x: jax.Array, kernel: jax.Array
-) -> jax.Array:
-    """Groups of few channels: each output channel reads ``ins`` images, and XLA vectorizes over channels."""
+def _shift_and_add(windows: _Windows, groups: int, narrow: int, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Groups of few channels: each output channel reads ``ins`` images, and XLA vectorizes over channels.
+
+    int16 holds sums of ``narrow`` products, which a vector has twice as many of as of int32.
+    """
     *size, ins, outs = kernel.shape
-    dtype = wide_dtype(x) if wide is None else wide
+    dtype = wide_dtype(x) if narrow < 2 else jnp.int16
     # without the barrier XLA computes what produced the images once for each place of the window
     x = lax.optimization_barrier(x)
     of_group = x.reshape(*x.shape[:-1], groups, ins)
-    total: jax.Array | None = None
+    terms = []
     for channel in range(ins):
         image = of_group[..., channel]
         if outs != groups:
             image = lax.optimization_barrier(jnp.repeat(image, outs // groups, -1))
         for place, pixels in windows.shifted(image, size):
             weight = jnp.broadcast_to(kernel[(*place, channel)], pixels.shape)
-            term = pixels.astype(dtype) * weight.astype(dtype)
-            total = term if total is None else total + term
-    assert total is not None
-    return total.astype(wide_dtype(x))
+            terms.append(pixels.astype(dtype) * weight.astype(dtype))
+    together = max(1, narrow)
+    sums = (functools.reduce(jnp.add, terms[i : i + together]) for i in range(0, len(terms), together))
+    return functools.reduce(jnp.add, (part.astype(wide_dtype(x)) for part in sums))
 
 
 def _in_blocks(blocks: int, per_block: int, inner: Form, x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ LAYOUTS = {
 
 def values(shape, dtype, seed):
     rng = np.random.default_rng(seed)
-    whole = rng.integers(-127, 128, shape)
+    whole = rng.integers(-128, 128, shape)
     return jnp.asarray(whole, jnp.int8) if dtype == jnp.int8 else jnp.asarray(whole / 64, dtype)
 
 
@@ -63,29 +63,29 @@ LARGE = {"PATCHES": 0, "PATCHES_OF_MANY": 0, "FEW_WINDOWS": 0, "FEW_OF_STEM": 0,
 LIMITS = {"small": {}, "large": LARGE}
 
 
-def both(how, x, kernel, exact):
+def both(how, x, kernel, limit=128 * 127):
     """The primitive and the fast form."""
-    return how.plain(x, kernel), lowering.convolve(x, kernel, how, exact)
+    return how.plain(x, kernel), lowering.convolve(x, kernel, how, limit)
 
 
 @pytest.mark.parametrize("limits", LIMITS)
 @hypothesis.settings(
     max_examples=14, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
 )
-@hypothesis.given(convolutions(), st.booleans())
-def test_every_convolution(limits, case, exact):
+@hypothesis.given(convolutions(), st.sampled_from([128, 127, 7, 1]))
+def test_every_convolution(limits, case, largest):
     how, x, kernel = case
     with pytest.MonkeyPatch.context() as patch:
         for name, value in LIMITS[limits].items():
             patch.setattr(lowering, name, value)
-        x8, kernel8 = values(x, jnp.int8, 0), values(kernel, jnp.int8, 1)
-        wanted, got = jax.jit(functools.partial(both, how, exact=exact))(x8, kernel8)
+        x8, kernel8 = values(x, jnp.int8, 0), values(kernel, jnp.int8, 1).clip(-largest, min(largest, 127))
+        wanted, got = jax.jit(functools.partial(both, how, limit=128 * largest))(x8, kernel8)
         assert got.dtype == jnp.int32
         np.testing.assert_array_equal(got, wanted)
 
         def with_gradients(x, kernel):
-            results = both(how, x, kernel, exact)
-            pull = jax.vjp(functools.partial(both, how, exact=exact), x, kernel)[1]
+            results = both(how, x, kernel)
+            pull = jax.vjp(functools.partial(both, how), x, kernel)[1]
             zero, ones = jnp.zeros_like(results[0]), jnp.cos(jnp.arange(results[0].size, dtype=jnp.float32))
             ones = ones.reshape(zero.shape)
             return (results[0], pull((ones, zero))), (results[1], pull((zero, ones)))
@@ -93,6 +93,16 @@ def test_every_convolution(limits, case, exact):
         wanted, got = jax.jit(with_gradients)(values(x, jnp.float32, 0), values(kernel, jnp.float32, 1))
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("largest", [128, 127, 85, 64, 7, 1])
+def test_depthwise_sums_of_the_largest_codes(largest):
+    """int16 holds as many products as are summed in it, at either end."""
+    how, x, kernel = convolution_of(LAYOUTS[2][0], (1, 6, 6, 4), (3, 3, 1, 4), (1, 1), ((1, 1),) * 2, (1, 1), (1, 1), 4)
+    for code in (-largest, min(largest, 127)):
+        ends = jnp.full(kernel, jnp.int8(code))
+        wanted, got = both(how, jnp.full(x, jnp.int8(-128)), ends, 128 * largest)
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_forms_of_large_shapes():
@@ -114,7 +124,7 @@ def test_forms_of_large_shapes():
 
     @jax.jit
     def all_of(operands):
-        return [both(how, *pair, exact=True) for (how, _, _), pair in zip(cases, operands, strict=True)]
+        return [both(how, *pair) for (how, _, _), pair in zip(cases, operands, strict=True)]
 
     for dtype in (jnp.int8, jnp.float32):
         operands = [(values(x, dtype, 0), values(kernel, dtype, 1)) for _, x, kernel in cases]
@@ -130,8 +140,8 @@ def test_vmap_and_scan():
 
     @jax.jit
     def run(x, kernel):
-        scanned = lax.scan(lambda carry, pair: (carry, both(how, *pair, True)), 0, (x, kernel))[1]
-        return scanned, jax.vmap(lambda x, kernel: both(how, x, kernel, True))(x, kernel)
+        scanned = lax.scan(lambda carry, pair: (carry, both(how, *pair)), 0, (x, kernel))[1]
+        return scanned, jax.vmap(lambda x, kernel: both(how, x, kernel))(x, kernel)
 
     for wanted, got in run(x, kernel):
         np.testing.assert_array_equal(got, wanted)

@@ -140,7 +140,7 @@ def test_table_fits_100_columns(measured, capsys):
 def test_only_losses_are_coloured():
     console = rich.console.Console(file=io.StringIO(), width=100, force_terminal=True, color_system="standard")
     results = [event for event in _results() if isinstance(event, demo.Result)]
-    console.print(cli._table(results, demo.Settings()))
+    console.print(cli.demo._table(results, demo.Settings()))
     lines = console.file.getvalue().splitlines()
     yellow, red = "\x1b[33m", "\x1b[31m"
 

@@ -1,19 +1,15 @@
-"""The ``jqz`` command."""
+"""``jqz demo``: every scheme on handwritten digits."""
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
-import os
 import sys
 import time
 import typing
-from collections.abc import Sequence
 
-_DESCRIPTION = "Functional quantization for JAX and Flax."
+from jqz.cli import output
 
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   jqz demo                                  every scheme: about a minute on two cores
   jqz demo --quick                          8, 4 and 2 bits, shorter training
   jqz demo --only Symmetric PowerOfTwo      these and the chain of both
@@ -34,43 +30,13 @@ _NEXT = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code: 0, 1 if a package is missing, 2 for a mistake in the arguments."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command is None:
-        parser.print_help(sys.stderr)
-        return 2
-    try:
-        return _demo(arguments)
-    except KeyboardInterrupt:
-        print("jqz: stopped.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of a pipe has gone; let Python close what is left in silence
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("jqz", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"jqz {_version()}")
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    about = "compare all schemes on handwritten digits"
-    demo = commands.add_parser("demo", help=about, description=_DEMO, epilog=_EXAMPLES, formatter_class=raw)
+def add(commands: typing.Any) -> None:
+    """The verb and its arguments."""
+    demo = output.verb(commands, "demo", "compare all schemes on handwritten digits", _DEMO, EXAMPLES, run)
     demo.add_argument("--quick", action="store_true", help="8, 4 and 2 bits only, shorter training")
     demo.add_argument("--only", nargs="+", default=[], metavar="SCHEME", help="these schemes (and the chain)")
     demo.add_argument("--per-channel", action="store_true", help="a grid for every output channel, not for every layer")
     demo.add_argument("--seed", type=_seed, default=0, help="of the split, the weights and the batches (default 0)")
-    demo.add_argument("--json", action="store_true", help="print the rows as JSON instead of a table")
-    return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("jqz")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def _seed(text: str) -> int:
@@ -79,7 +45,8 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _demo(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the study and prints its table."""
     started = time.perf_counter()
     try:
         import rich.console
@@ -219,7 +186,3 @@ def _print_closing(console: typing.Any, results: list[typing.Any], seconds: floa
     width = max(len(command) for command, _ in _NEXT)
     for command, what in _NEXT:
         console.print(f"  {command:{width}}  [dim]{what}[/]", highlight=False)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

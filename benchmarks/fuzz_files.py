@@ -1,0 +1,97 @@
+"""What do damaged and hostile files do to the readers, and a kill to the writer?
+
+    python benchmarks/fuzz_files.py [--files 100000] [--kills 100] [--seed 0] [--json]
+
+Mutates files that ``save`` wrote (tests/files/mutants.py says how: flipped bits, cuts, length bombs, forged documents
+under right checksums) and reads each through ``jqz.load`` and ``jqz.files.metadata``. Counts what came of them: a tree,
+or a ValueError, by what it says. Any other error ends the program, as does a file that takes ten seconds. Then it kills
+processes that save, after random times, and looks for a whole tree of before or after.
+"""
+
+import argparse
+import collections
+import json
+import pathlib
+import resource
+import signal
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "files"))
+
+import killed
+import mutants
+import numpy as np
+import report
+
+import jqz
+
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def fuzz(files, seed):
+    """Counts by kind and outcome, seconds, and megabytes of memory before and at the most."""
+    rng, counts = np.random.default_rng(seed), collections.Counter()
+    slowest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        sound = list(mutants.sound(pathlib.Path(folder)).values())
+        path = pathlib.Path(folder) / "mutant.safetensors"
+        before, started = peak_mb(), time.perf_counter()
+        for i in range(files):
+            kind = mutants.KINDS[i % len(mutants.KINDS)]
+            path.write_bytes(kind(rng, sound[rng.integers(len(sound))]))
+            for read in (jqz.load, jqz.files.metadata):
+                signal.alarm(10)
+                begun = time.perf_counter()
+                try:
+                    read(path)
+                    outcome = "read"
+                except ValueError as error:
+                    outcome = mutants.reason(error)
+                slowest = max(slowest, time.perf_counter() - begun)
+                counts[kind.__name__, read.__name__, outcome] += 1
+        signal.alarm(0)
+    return counts, {
+        "files": files,
+        "seconds": round(time.perf_counter() - started, 1),
+        "slowest_read_s": round(slowest, 2),
+        "peak_mb_before": round(before),
+        "peak_mb": round(peak_mb()),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    counts, facts = fuzz(arguments.files, arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "net.safetensors"
+        jqz.save(path, killed.tree(0))
+        numbers = list(killed.kill_savers(path, arguments.kills, arguments.seed))
+    facts = report.facts(**facts, kills=len(numbers), trees_saved_between_kills=numbers[-1] if numbers else 0)
+    if arguments.json:
+        rows = [{"kind": k, "reader": r, "outcome": o, "count": n} for (k, r, o), n in counts.most_common()]
+        print(json.dumps({**facts, "outcomes": rows}, indent=2))
+        return
+    print(report.in_words(facts))
+    kinds = [kind.__name__ for kind in mutants.KINDS]
+    of_load = collections.Counter()
+    for (kind, reader, outcome), count in counts.items():
+        if reader == "load":
+            of_load[kind, outcome] += count
+    outcomes = sorted({outcome for _, outcome in of_load}, key=lambda o: -sum(of_load[k, o] for k in kinds))
+    shown, rest = outcomes[:25], outcomes[25:]
+    lines = [[o, *(str(of_load[k, o]) for k in kinds)] for o in shown]
+    lines.append([f"{len(rest)} others", *(str(sum(of_load[k, o] for o in rest)) for k in kinds)])
+    report.table(["load", *kinds], lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The layers of a tree as second-order rounding sees them: a weight, its grid, and the Gram matrix of its inputs."""
+
+import functools
+import typing
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jqz import _qtensor
+from jqz._policy import PolicyLike
+from jqz._qtensor import QTensor
+from jqz._rows import Contraction
+from jqz._scheme import Chain, Grid, Scheme, work_dtype
+from jqz._sites import Seen, Stats
+from jqz._transform import Selected, map_selected
+
+
+class Layer(typing.NamedTuple):
+    """A weight in its work dtype, the grid to round it on, and sums of products of what it meets.
+
+    ``products`` is (groups, terms, terms), as ``contraction`` makes the weight a matrix.
+    """
+
+    weight: jax.Array
+    grid: Grid
+    products: jax.Array
+
+
+#: ``(layer, scheme, contraction) -> codes`` in the shape of the weight.
+Rounder = Callable[[Layer, Scheme, Contraction], jax.Array]
+
+
+def round_layers(who: str, params: typing.Any, policy: PolicyLike, stats: Stats, rounder: Rounder) -> typing.Any:
+    """Codes the selected leaves of a tree, each by ``rounder`` on the grid that its scheme chooses.
+
+    A stack of scanned layers has a Gram matrix for each of them and is rounded layer by layer.
+
+    Args:
+      who: the function that errors name.
+      params: any pytree of floating arrays.
+      policy: as for ``quantize``.
+      stats: of ``observe(fn, policy, Gram())``.
+      rounder: hashable, since it is compiled once for each shape, scheme and contraction.
+    """
+
+    def coded(leaf: Selected) -> QTensor:
+        seen = gram_of(leaf.path, leaf.value.shape, stats)
+        gram: typing.Any = seen.observer
+        products, contraction = gram.products, gram.contraction
+        codes, grid = _round(leaf.value, leaf.grid, products, rounder, leaf.scheme, contraction, len(seen.lengths))
+        payload, length = _qtensor.pack(codes, leaf.scheme)
+        return QTensor(payload, grid, leaf.scheme, jnp.dtype(leaf.value.dtype), length)
+
+    check_stats(who, stats)
+    return map_selected(who, params, policy, coded)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _round(
+    weight: jax.Array,
+    grid: Grid,
+    products: jax.Array,
+    rounder: Rounder,
+    scheme: Scheme,
+    contraction: Contraction,
+    depth: int,
+) -> tuple[jax.Array, Grid]:
+    grid = scheme.calibrate(weight) if grid is None else grid
+    wide = weight.astype(work_dtype(weight))
+
+    def run(layer: Layer, depth: int) -> jax.Array:
+        if depth == 0:
+            return rounder(layer._replace(products=batched(layer.products, contraction)), scheme, contraction)
+        # what all layers share has length 1 and goes to each of them whole
+        shared = jax.tree.map(lambda leaf: leaf.shape[0] != weight.shape[0], layer)
+        sliced = jax.tree.map(lambda leaf, one: leaf[0] if one else leaf, layer, shared)
+        axes = jax.tree.map(lambda one: None if one else 0, shared)
+        return jax.vmap(lambda layer: run(layer, depth - 1), in_axes=(axes,))(sliced)
+
+    return run(Layer(wide, grid, products.astype(wide.dtype)), depth), grid
+
+
+def batched(products: jax.Array, contraction: Contraction) -> jax.Array:
+    """Products as (groups, terms, terms)."""
+    return products if contraction.groups > 1 else products[None]
+
+
+def check_stats(who: str, stats: typing.Any) -> None:
+    """Refuses what is no statistics."""
+    if not isinstance(stats, Mapping) or not all(isinstance(seen, Seen) for seen in stats.values()):
+        raise TypeError(
+            f"{who}: got stats={type(stats).__name__}, wanted what observe returns. "
+            "Use stats = observe(fn, policy, jqz.observers.Gram())(params, batch)."
+        )
+
+
+def gram_of(path: str, shape: tuple[int, ...], stats: Stats) -> Seen:
+    """What ``Gram`` has seen of all that meets a weight, wherever it is used."""
+    uses = [seen for name, seen in stats.items() if name.split("#")[0] == path]
+    if not uses:
+        raise ValueError(
+            f"the statistics have nothing of {path!r}; they have {list(stats)[:5]}. Use the policy of observe here, "
+            "with inputs that match this path, or map it to None and round it by quantize."
+        )
+    contractions = {getattr(seen.observer, "contraction", None) for seen in uses}
+    contraction = contractions.pop()
+    if contractions or contraction is None:
+        raise ValueError(
+            f"what meets {path!r} does not tell how this weight is a matrix: the statistics are not of Gram, or the "
+            "model reshapes or combines the weight before a product, or uses it in two ways. "
+            "Use observe(fn, policy, jqz.observers.Gram()), or map this path to None and round it by quantize."
+        )
+    seen = functools.reduce(Seen.merge, uses)
+    terms = typing.cast(typing.Any, seen.observer).products.shape[-1]
+    if contraction.terms(shape[len(seen.lengths) :]) != terms:
+        raise ValueError(f"the statistics are of rows of {terms} terms. Use observe with these parameters.")
+    return seen
+
+
+def grid_at(scheme: Scheme, grid: Grid, contraction: Contraction, shape: tuple[int, ...]) -> Callable[..., Grid]:
+    """A function from a term of the sum to the part of the grid that serves it, length 1 along summed axes."""
+    lengths = tuple(shape[axis] for axis in contraction.axes)
+    stages = list(zip(scheme.stages, grid, strict=True)) if isinstance(scheme, Chain) else [(scheme, grid)]
+
+    def entry(leaf: jax.Array, stage: Scheme, axis: int, index: jax.Array) -> jax.Array:
+        entries = leaf.shape[axis]
+        if entries == 1:
+            return leaf
+        if entries != shape[axis]:
+            index = index // typing.cast(int, stage.granularity.period(axis, len(shape)))
+        return jax.lax.dynamic_slice_in_dim(leaf, index, 1, axis)
+
+    def at(term: jax.Array) -> Grid:
+        places = jnp.unravel_index(term, lengths)
+
+        def cut(stage: Scheme, part: Grid) -> Grid:
+            for axis, index in zip(contraction.axes, places, strict=True):
+                part = jax.tree.map(lambda leaf, axis=axis, index=index: entry(leaf, stage, axis, index), part)
+            return part
+
+        parts = [cut(stage, part) for stage, part in stages]
+        return tuple(parts) if isinstance(scheme, Chain) else parts[0]
+
+    return at
+
+
+def row_encoder(
+    layer: Layer, scheme: Scheme, contraction: Contraction
+) -> Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """A function of (groups, outputs) and a term, which codes and decodes values in the place of that term."""
+    shape = layer.weight.shape
+    one = tuple(1 if axis in contraction.axes else n for axis, n in enumerate(shape))
+    at = grid_at(scheme, layer.grid, contraction, shape)
+
+    def encode(row: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
+        grid = at(term)
+        codes = scheme.encode(contraction.weight(row[:, None], one), grid)
+        values = scheme.decode(codes, grid).astype(row.dtype)
+        return contraction.matrix(codes)[:, 0], contraction.matrix(values)[:, 0]
+
+    return encode
+
+
+def output_error(products: jax.Array, difference: jax.Array) -> jax.Array:
+    """sum(d (G d)) for each output: the squared error of what a layer computes, (groups, outputs)."""
+    return jnp.sum(difference * jnp.matmul(products, difference, precision=jax.lax.Precision.HIGHEST), axis=1)

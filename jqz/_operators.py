@@ -1,0 +1,354 @@
+"""From a quantized function to the operators of an integer runtime: one more table of rules for the walk."""
+
+import functools
+import math
+import typing
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jqz import _graph as g
+from jqz import _paths
+from jqz._activations import meet
+from jqz._inference import given_sites, walk_through
+from jqz._nodes import (
+    Builder,
+    Known,
+    Linear,
+    Moved,
+    Node,
+    Pooled,
+    Product,
+    Real,
+    Total,
+    bounded,
+    channels_last,
+    coded,
+    grid_at,
+    is_constant,
+    linear,
+    moved,
+    origin,
+    ranked,
+    refuse,
+    site,
+    transposed,
+    weights,
+)
+from jqz._values import Value, decode
+from jqz._walk import Equation, Rule, Walk, either
+from jqz.kernels import structure
+from jqz.lowerings.convolution import Convolution
+
+
+class Stage(typing.NamedTuple):
+    """A step of softmax: ``what`` it is of the codes ``x``."""
+
+    what: str
+    x: Known
+    axes: tuple[int, ...]
+
+
+class Softened(Node):
+    """A value inside a softmax, which is one operator as a whole."""
+
+    def __init__(self, shape: tuple[int, ...], stage: Stage):
+        self.dims, self.stage = shape, stage
+
+    def on(self, build: Builder, grid: g.Grid) -> int:
+        raise ValueError(
+            f"export: the {self.stage.what} of a softmax is used by itself. Use jax.nn.softmax as a whole."
+        )
+
+
+def convolution(build: Builder) -> Rule:
+    """The rule for convolutions."""
+
+    def rule(eqn: Equation, *operands: Value) -> Sequence[Value]:
+        met, how = meet(eqn, operands, lambda path: None), Convolution.of(eqn.params)
+        if met is None or met.side != 0:
+            refuse(eqn, "wanted a convolution by a coded kernel.")
+        if eqn.params["batch_group_count"] != 1 or set(how.lhs_dilation) != {1} or len(how.strides) != 2:
+            refuse(eqn, "wanted a convolution of images, neither transposed nor grouped by batch.")
+        spec, x = how.numbers, site(eqn, build, met)
+        w = weights(eqn, met, (spec.rhs_spec[0], *spec.rhs_spec[2:], spec.rhs_spec[1]))
+        last = (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
+        out = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
+        shape = eqn.avals[0].shape
+        inner = tuple(shape[axis] for axis in out)
+
+        def lay(build: Builder, grid: g.Grid, numbers: dict[str, typing.Any]) -> int:
+            result = build.tensor(inner, grid)
+            image = transposed(x, last).on(build, x.grid)
+            build.operators.append(
+                g.Convolution(
+                    (image,), result, codes=w.levels, strides=how.strides, padding=how.padding,
+                    dilation=how.rhs_dilation, groups=how.groups, **numbers,
+                )
+            )  # fmt: skip
+            back = tuple(out.index(axis) for axis in range(len(out)))
+            return transposed(Known(result, grid, inner), back).on(build, grid)
+
+        axis = spec.out_spec[1]
+        source = Product(x, lay, axis, len(w.scale))
+        return [Linear(source, shape, channels_last(len(shape), axis, w.scale))]
+
+    return rule
+
+
+def dot(build: Builder) -> Rule:
+    """The rule for products with a matrix."""
+
+    def rule(eqn: Equation, *operands: Value) -> Sequence[Value]:
+        met = meet(eqn, operands, lambda path: None)
+        if met is None:
+            refuse(eqn, "wanted a product with a coded weight.")
+        contract, batch = eqn.params["dimension_numbers"]
+        if batch[0] or len(contract[0]) != 1 or met.weight.ndim != 2:
+            refuse(eqn, "wanted a product of one axis with a matrix.")
+        x, (inner,), (summed,) = site(eqn, build, met), contract[1 - met.side], contract[met.side]
+        w = weights(eqn, met, (1 - inner, inner))
+        free = tuple(axis for axis in range(x.ndim) if axis != summed)
+        wide = (*(x.shape[axis] for axis in free), len(w.scale))
+        axis = len(wide) - 1 if met.side == 0 else 0
+        back = tuple(range(len(wide))) if met.side == 0 else (len(wide) - 1, *range(len(wide) - 1))
+
+        def lay(build: Builder, grid: g.Grid, numbers: dict[str, typing.Any]) -> int:
+            rows = transposed(x, (*free, summed)).on(build, x.grid)
+            result = build.tensor(wide, grid)
+            build.operators.append(g.Dense((rows,), result, codes=w.levels, **numbers))
+            return transposed(Known(result, grid, wide), back).on(build, grid)
+
+        shape = eqn.avals[0].shape
+        return [Linear(Product(x, lay, axis, len(w.scale)), shape, channels_last(len(shape), axis, w.scale))]
+
+    return rule
+
+
+def rules(build: Builder) -> dict[str, Rule]:
+    """The rule table."""
+
+    def at(eqn: Equation, side: int, name: str) -> Known:
+        """An operand as codes on the grid of a place."""
+        value, source = eqn.operands[side], origin(eqn.operands[side])
+        grid = grid_at(eqn, eqn.walk, name) if source is None else source.grid
+        eqn.replace(side, known := coded(build, value, grid))
+        return known
+
+    def waits(value: Value) -> bool:
+        return isinstance(value, Known | Linear | Moved) and not value.floats
+
+    def affine(eqn: Equation, value: Value) -> Linear:
+        value = linear(value) if isinstance(value, Known) else value
+        if not isinstance(value, Linear) or value.shape != eqn.avals[0].shape:
+            refuse(eqn, "only what a product, sum or mean has made is scaled or shifted; put this operation before it.")
+        return value
+
+    def add(eqn: Equation, a: Value, b: Value) -> Value:
+        if is_constant(a) or is_constant(b):
+            x, c = (b, a) if is_constant(a) else (a, b)
+            return affine(eqn, x).plus(ranked(c, x.ndim))
+        if not (waits(a) and waits(b)) or a.shape != b.shape:
+            refuse(eqn, "wanted two tensors of one shape that products have read or made.")
+        name = eqn.walk.name(eqn.label)
+        both = [at(eqn, side, _paths.operand(name, side)) for side in (0, 1)]
+        return Linear(Total(*both), a.shape, jnp.ones((1,) * a.ndim, jnp.float32))
+
+    def subtract(eqn: Equation, a: Value, b: Value) -> Value:
+        if isinstance(a, Known) and isinstance(b, Softened) and b.stage.what == "maximum":
+            return Softened(a.shape, Stage("difference", a, b.stage.axes))
+        if is_constant(b):
+            return affine(eqn, a).plus(-1 * ranked(b, a.ndim))
+        if is_constant(a):
+            return affine(eqn, b).times(jnp.float32(-1)).plus(ranked(a, b.ndim))
+        return refuse(eqn, "no operator computes this.")
+
+    def multiply(eqn: Equation, a: Value, b: Value) -> Value:
+        x, c = (b, a) if is_constant(a) else (a, b)
+        if not is_constant(c):
+            refuse(eqn, "no operator multiplies two activations.")
+        return affine(eqn, x).times(ranked(c, x.ndim))
+
+    def divide(eqn: Equation, a: Value, b: Value) -> Value:
+        if isinstance(a, Softened) and isinstance(b, Softened) and (a.stage.what, b.stage.what) == ("power", "sum"):
+            x = a.stage.x
+            if a.stage.axes != (x.ndim - 1,):
+                refuse(eqn, "wanted a softmax over the last axis.")
+            real = build.emit(g.Convert, [x.index], x.shape, None)
+            return Real(build.emit(g.Softmax, [real], x.shape, None), x.shape)
+        if not is_constant(b):
+            refuse(eqn, "no operator divides by an activation.")
+        return affine(eqn, a).times(1 / ranked(b, a.ndim))
+
+    def negate(eqn: Equation, x: Value) -> Value:
+        return affine(eqn, x).times(jnp.float32(-1))
+
+    def bound(eqn: Equation, low: Value | None, x: Value, high: Value | None) -> Value:
+        if isinstance(x, Softened) and high is None:
+            return x  # the maximum over an axis and minus infinity
+        if not all(v is None or (is_constant(v) and math.prod(jnp.shape(v)) == 1) for v in (low, high)):
+            refuse(eqn, "wanted one number as a bound.")
+        if not isinstance(x, Known | Linear | Moved):
+            refuse(eqn, "only what a product, sum or mean has made is clipped.")
+        return bounded(x, *(None if v is None else jnp.asarray(v, jnp.float32).reshape(()) for v in (low, high)))
+
+    def maximum(eqn: Equation, a: Value, b: Value) -> Value:
+        return bound(eqn, a, b, None) if is_constant(a) else bound(eqn, b, a, None)
+
+    def minimum(eqn: Equation, a: Value, b: Value) -> Value:
+        return bound(eqn, None, b, a) if is_constant(a) else bound(eqn, None, a, b)
+
+    def passed(eqn: Equation, x: Value) -> Value:
+        return x if eqn.avals[0].dtype == jnp.float32 else refuse(eqn, "activations are float32 or int8.")
+
+    def reshape(eqn: Equation, x: Value) -> Value:
+        if isinstance(x, Softened) and x.stage.what in ("maximum", "sum"):
+            return Softened(eqn.avals[0].shape, x.stage)
+        if math.prod(eqn.avals[0].shape) != math.prod(x.shape):
+            refuse(eqn, "no operator repeats values.")
+        return moved(eqn, [x], g.Reshape)
+
+    def transpose(eqn: Equation, x: Value) -> Value:
+        return transposed(x, eqn.params["permutation"])
+
+    def cut(eqn: Equation, x: Value) -> Value:
+        start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
+        return moved(eqn, [x], g.Slice, tuple(start), tuple(limit), tuple(eqn.params["strides"] or (1,) * len(start)))
+
+    def concatenate(eqn: Equation, *values: Value) -> Value:
+        if any(is_constant(v) for v in values):
+            refuse(eqn, "constants stand beside activations.")
+        return moved(eqn, values, g.Concatenate, eqn.params["dimension"])
+
+    def pad(eqn: Equation, x: Value, filler: Value) -> Value:
+        config = eqn.params["padding_config"]
+        if is_constant(x) or any(between or min(low, high) < 0 for low, high, between in config):
+            refuse(eqn, "wanted to pad an activation at its ends.")
+        return moved(eqn, [x], g.Pad, tuple((low, high) for low, high, _ in config))
+
+    def windows(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...], g.Padding]:
+        p = eqn.params
+        ends = (*(p["window_dimensions"][i] for i in (0, -1)), *(p["window_strides"][i] for i in (0, -1)))
+        dilated = {*p["base_dilation"], *p["window_dilation"]} != {1}
+        if len(p["padding"]) != 4 or dilated or set(ends) != {1} or any(map(any, (p["padding"][0], p["padding"][-1]))):
+            refuse(eqn, "wanted windows over the two middle axes of (batch, height, width, channels).")
+        return tuple(p["window_dimensions"][1:3]), tuple(p["window_strides"][1:3]), tuple(p["padding"][1:3])
+
+    def max_pool(eqn: Equation, x: Value) -> Value:
+        return moved(eqn, [x], g.MaxPool, *windows(eqn))
+
+    def reduce_max(eqn: Equation, x: Value) -> Value:
+        if not waits(x):
+            refuse(eqn, "wanted what a product has made.")
+        known = at(eqn, 0, eqn.walk.name(eqn.label))
+        return Softened(eqn.avals[0].shape, Stage("maximum", known, tuple(eqn.params["axes"])))
+
+    def exponential(eqn: Equation, x: Value) -> Value:
+        if not isinstance(x, Softened) or x.stage.what != "difference":
+            refuse(eqn, "no operator computes this outside a softmax.")
+        return Softened(x.shape, x.stage._replace(what="power"))
+
+    def summed(eqn: Equation, x: Value) -> Value:
+        shape = eqn.avals[0].shape
+        if isinstance(x, Softened) and x.stage.what == "power":
+            return Softened(shape, x.stage._replace(what="sum"))
+        if x.floats:
+            known: Known | Real = Real(x.real(build), x.shape)
+        else:
+            known = at(eqn, 0, eqn.walk.name(eqn.label))
+        one = jnp.ones((1,) * len(shape), jnp.float32)
+        if eqn.primitive == "reduce_sum":
+            return Linear(Pooled(known, g.Sum, (tuple(eqn.params["axes"]),), shape), shape, one)
+        window, strides, padding = windows(eqn)
+        if any(map(any, padding)):
+            whole = ((0, 0), *padding, (0, 0))
+            wide = tuple(n + sum(ends) for n, ends in zip(known.shape, whole, strict=True))
+            if not isinstance(known, Known):
+                refuse(eqn, "wanted no padding here.")
+            known = Known(build.emit(g.Pad, [known.index], wide, known.grid, whole), known.grid, wide)
+        return Linear(Pooled(known, g.SumPool, (window, strides), shape), shape, one)
+
+    def function(eqn: Equation, x: Value) -> Value:
+        if x.floats:
+            index = x.real(build)
+        else:
+            known = at(eqn, 0, eqn.walk.name(eqn.label))
+            index = build.emit(g.Convert, [known.index], known.shape, None)
+        return Real(build.emit(g.Function, [index], x.shape, None, eqn.primitive), x.shape)
+
+    table: dict[tuple[str, ...], Callable[..., Value]] = {
+        ("add", "add_any"): add,
+        ("sub",): subtract,
+        ("mul",): multiply,
+        ("div",): divide,
+        ("neg",): negate,
+        ("max",): maximum,
+        ("min",): minimum,
+        ("clamp",): bound,
+        ("copy", "copy_p", "stop_gradient", "convert_element_type"): passed,
+        ("reshape", "squeeze", "broadcast_in_dim"): reshape,
+        ("transpose",): transpose,
+        ("slice",): cut,
+        ("concatenate",): concatenate,
+        ("pad",): pad,
+        ("reduce_window_max",): max_pool,
+        ("reduce_max",): reduce_max,
+        ("exp",): exponential,
+        ("reduce_sum", "reduce_window_sum"): summed,
+        ("tanh", "logistic"): function,
+    }
+    one_by_one = {name: functools.partial(_on_nodes, rule) for names, rule in table.items() for name in names}
+    return {**one_by_one, "conv_general_dilated": convolution(build), "dot_general": dot(build)}
+
+
+def _on_nodes(rule: Callable[..., Value], eqn: Equation, *operands: Value) -> Sequence[Value] | None:
+    """Offers a rule equations on what depends on inputs; weights among them are constants."""
+    if not any(isinstance(v, Node) for v in operands):
+        return None
+    return [rule(eqn, *(v if isinstance(v, Node) else decode(v) for v in operands))]
+
+
+class _Closed(dict[str, Rule]):
+    """A table with a rule for every primitive that has no body: it refuses those that no operator computes."""
+
+    BODIES = frozenset(
+        {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
+    )
+
+    def __contains__(self, name: object) -> bool:
+        return name not in self.BODIES
+
+    def __missing__(self, name: str) -> Rule:
+        def rule(eqn: Equation, *operands: Value) -> None:
+            if any(isinstance(v, Node) for v in operands):
+                refuse(eqn, "no operator computes this.")
+
+        return rule
+
+
+def graph_of(net: typing.Any, example: typing.Any) -> g.Graph:
+    """The operators of a ``Net`` for inputs like ``example`` (an array, or a tuple of arguments), with NumPy arrays."""
+    args = example if isinstance(example, tuple) else (example,)
+    leaves, treedef = jax.tree.flatten(args)
+
+    def numbers(qparams: typing.Any, sites: typing.Any) -> g.Graph:
+        build, outputs = Builder(), []
+        walk = Walk(_Closed(either(structure.RULES, rules(build))), given_sites("export", sites), derivatives=False)
+        nodes = [Real(build.tensor(leaf.shape, None), tuple(leaf.shape)) for leaf in leaves]
+
+        def finish(walk: Walk, value: Value) -> Value:
+            if is_constant(value):
+                raise ValueError("export: a result does not depend on the inputs. Return those alone that do.")
+            if value.floats:
+                outputs.append(value.real(build))
+            else:
+                name, source = walk.name(_paths.product("", "result")), origin(value)
+                value = coded(build, value, grid_at(None, walk, name) if source is None else source.grid)
+                outputs.append(build.emit(g.Convert, [value.index], value.shape, None))
+            return jnp.int32(outputs[-1])
+
+        walk_through(net.fn, (qparams, *treedef.unflatten(nodes)), {}, walk, finish)
+        return g.Graph(build.operators, build.tensors, tuple(node.index for node in nodes), tuple(outputs))
+
+    return jax.device_get(jax.jit(numbers)(net.qparams, net.sites))

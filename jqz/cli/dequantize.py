@@ -1,0 +1,48 @@
+"""``jqz dequantize``: a file of codes becomes a file of floats."""
+
+import argparse
+import functools
+import os
+import typing
+
+from jqz import files
+from jqz.cli import output, trees
+
+EXAMPLES = """\
+  jqz dequantize small.safetensors net.safetensors      plain floats, for any program
+  jqz dequantize small.safetensors net.npz
+"""
+
+_DESCRIPTION = f"""\
+Decodes the tensors of a file and writes plain arrays under the same names; {trees.FILES}.
+One tensor is in memory at a time, but for .msgpack.
+"""
+
+
+def add(commands: typing.Any) -> None:
+    """The verb and its arguments."""
+    about = "decode a file to plain floats"
+    parser = output.verb(commands, "dequantize", about, _DESCRIPTION, EXAMPLES, trees.told(run))
+    parser.add_argument("source", metavar="IN")
+    parser.add_argument("target", metavar="OUT")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Streams the file."""
+    room = files.format_of(arguments.target)
+    leaves = trees.leaves(arguments.source)
+    total = sum(map(trees.value_bytes, leaves.values()))
+    with output.progress("dequantize", total) as advance:
+        room.write(
+            arguments.target,
+            {
+                name: trees.lazily(leaf, functools.partial(advance, name, trees.value_bytes(leaf)))
+                for name, leaf in leaves.items()
+            },
+        )
+    facts = {"file": arguments.target, "tensors": len(leaves), "bytes": os.path.getsize(arguments.target)}
+    if arguments.json:
+        output.emit(facts)
+    else:
+        print(f"{facts['file']}: {facts['tensors']} tensors, {facts['bytes']:,} bytes")
+    return 0

@@ -1,0 +1,136 @@
+"""``jqz quantize``: a file of floats becomes a file of codes, one tensor at a time."""
+
+import argparse
+import functools
+import os
+import time
+import typing
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jqz import files
+from jqz._expression import parse
+from jqz._policy import Policy, resolve
+from jqz._qtensor import QTensor, encode
+from jqz._scheme import Scheme
+from jqz._transform import quantize
+from jqz.cli import output, trees
+from jqz.files.lazy import Lazy, value
+
+EXAMPLES = """\
+  jqz quantize net.safetensors small.safetensors --policy "Symmetric(bits=4, granularity=PerGroup(32))"
+  jqz quantize net.npz out.safetensors --policy "**/head/*=None" --policy "**=Symmetric(bits=8)"
+  jqz quantize in.msgpack out.safetensors --policy "**/kernel=Symmetric(bits=4) >> PowerOfTwo(bits=4)" --entropy
+"""
+
+_DESCRIPTION = f"""\
+Codes the tensors of a file by a policy and writes what jqz.load reads. A rule is GLOB=SCHEME, the first that matches a
+tensor decides, None leaves it float; a scheme alone is for all weights. A scheme is written as Python shows it.
+One tensor is in memory at a time, whatever the size of the file. {trees.FILES[0].upper() + trees.FILES[1:]}; the
+result is .safetensors.
+"""
+
+
+def add(commands: typing.Any) -> None:
+    """The verb and its arguments."""
+    about = "code the weights of a file"
+    parser = output.verb(commands, "quantize", about, _DESCRIPTION, EXAMPLES, trees.told(run))
+    parser.add_argument("source", metavar="IN")
+    parser.add_argument("target", metavar="OUT")
+    parser.add_argument("--policy", action="append", required=True, metavar="RULE", help="GLOB=SCHEME; repeatable")
+    parser.add_argument("--entropy", action="store_true", help="code the codes by how often they occur")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Streams the file through the policy."""
+    started = time.perf_counter()
+    if files.format_of(arguments.target) is not files.safetensors:
+        raise ValueError(f"{arguments.target!r} cannot hold codes. Use a name that ends in .safetensors.")
+    policy = policy_of(arguments.policy)
+    tree = files.scan(arguments.source)
+    decisions, treedef = resolve("quantize", policy, tree)
+    before = sum(trees.value_bytes(d.leaf) for d in decisions if hasattr(d.leaf, "dtype"))
+    with output.progress("quantize", before) as advance:
+        leaves = [
+            deferred(d.path, d.leaf, d.scheme, functools.partial(advance, d.path, trees.value_bytes(d.leaf)))
+            if d.scheme is not None
+            else d.leaf
+            for d in decisions
+        ]
+        compress = files.Entropy() if arguments.entropy else None
+        files.save(arguments.target, treedef.unflatten(leaves), files.metadata_of(arguments.source), compress=compress)
+    coded = [leaf for d, leaf in zip(decisions, leaves, strict=True) if d.scheme is not None]
+    facts = {
+        "file": arguments.target,
+        "tensors": len(leaves),
+        "quantized": len(coded),
+        "bytes_before": before,
+        "bytes": os.path.getsize(arguments.target),
+        "bits_per_quantized_weight": 8 * sum(map(trees.stored_bytes, coded)) / max(sum(q.size for q in coded), 1),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    if arguments.json:
+        output.emit(facts)
+    else:
+        print(
+            f"{facts['file']}: {facts['quantized']} of {facts['tensors']} tensors in codes of "
+            f"{facts['bits_per_quantized_weight']:.2f} bits, {before:,} -> {facts['bytes']:,} bytes, "
+            f"{facts['seconds']:.1f} s"
+        )
+    return 0
+
+
+def policy_of(rules: list[str]) -> Policy:
+    """A policy from rules as they are written on a command line.
+
+    Raises:
+      ValueError: a rule is no rule, or its scheme is none.
+
+    >>> policy_of(["**/head=None", "Symmetric(bits=4)"])
+    Policy({'**/head': None, '**': Symmetric(bits=4)})
+    """
+    found: dict[str, Scheme | None] = {}
+    for rule in rules:
+        glob, equals, text = rule.partition("=")
+        if not equals or "(" in glob:
+            glob, text = "**", rule
+        glob = glob.strip()
+        if glob in found:
+            raise ValueError(f"--policy has two rules for {glob!r}. Use one.")
+        found[glob] = None if text.strip() == "None" else parse(text.strip())
+    return Policy(found)
+
+
+def deferred(path: str, leaf: typing.Any, scheme: Scheme, done: Callable[[], None]) -> QTensor:
+    """A QTensor whose parts are computed together when the first of them is written, and then let go."""
+    shapes = _shapes(scheme, leaf.shape, np.dtype(leaf.dtype))
+    made: dict[int, np.ndarray] = {}
+
+    def part(i: int) -> np.ndarray:
+        if not made:
+            coded = _quantized(path, value(leaf), scheme)
+            made.update(enumerate(map(np.asarray, jax.tree.leaves(coded))))
+            done()
+        return made.pop(i)
+
+    structs, structure = jax.tree.flatten(shapes)
+    parts = [Lazy(s.shape, np.dtype(s.dtype), functools.partial(part, i)) for i, s in enumerate(structs)]
+    return structure.unflatten(parts)
+
+
+def _quantized(path: str, array: np.ndarray, scheme: Scheme) -> QTensor:
+    try:
+        return quantize({"weight": array}, lambda *_: scheme)["weight"]  # one name: one program for each shape
+    except ValueError:
+        return quantize({path: array}, lambda *_: scheme)[path]  # says which
+
+
+@functools.lru_cache(maxsize=1024)
+def _shapes(scheme: Scheme, shape: tuple[int, ...], dtype: np.dtype) -> QTensor:
+    struct = jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(dtype))
+    try:
+        return jax.eval_shape(lambda x: encode(x, scheme), struct)
+    except AttributeError as error:  # granularity=MSE(): no constructor looks at the type of a field
+        raise ValueError(f"--policy: {scheme!r} has a field of another type ({error}).") from error

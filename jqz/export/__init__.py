@@ -1,0 +1,18 @@
+"""Files for other runtimes, which compute the codes that jqz computes.
+
+============= =================================== ==========================================
+function      file                                computes what ``complete(net, example)`` does by
+============= =================================== ==========================================
+``tflite``    LiteRT; extra ``tflite``            ``requant.XNNPACK()``; ``Gemmlowp()``
+``onnx``      ONNX Runtime; extra ``onnx``        ``requant.Float32Requant(requant.IntegerBias())``
+``stablehlo`` any XLA; no extra                   whatever the net's own rule is
+============= =================================== ==========================================
+"""
+
+from jqz._complete import complete
+from jqz._runtime import Codes, Interface, Values
+from jqz.export.onnx import onnx
+from jqz.export.stablehlo import stablehlo
+from jqz.export.tflite import tflite
+
+__all__ = ["Codes", "Interface", "Values", "complete", "onnx", "stablehlo", "tflite"]

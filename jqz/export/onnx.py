@@ -1,0 +1,233 @@
+"""ONNX models with QuantizeLinear and DequantizeLinear."""
+
+import importlib
+import typing
+
+import numpy as np
+
+from jqz import _graph as g
+from jqz._complete import complete
+from jqz._operators import graph_of
+from jqz._runtime import Interface, Values, as_codes, clip_codes, code_of, is_mean, sound_weights
+
+#: The versions of operators and of the format that files ask for.
+OPSET, FORMAT = 21, 10
+
+
+def onnx(net: typing.Any, example: typing.Any, *, interface: Interface = Values()) -> bytes:
+    """A quantized net as the bytes of an ``.onnx`` file: operators between DequantizeLinear and QuantizeLinear.
+
+    Activations are uint8 and weights int8 with a scale for each channel: what ONNX Runtime fuses into integer
+    operators by default and runs fastest on CPUs with VNNI. (Older x86 CPUs add pairs of products in 16 bits there,
+    which saturates; 7-bit weights avoid it.) Between two convolutions images have their channels first.
+
+    The file computes what ``complete(net, example)`` does with ``requant=jqz.requant.Float32Requant(IntegerBias())``:
+    products bit for bit; sums and means but for a tie, one in 10**5, since float32 terms are added in another order.
+
+    Args:
+      net: from ``convert``; as for ``tflite``.
+      example: an input, or a tuple of arguments; as for ``tflite``. The leading axis, of batches, may have any length.
+      interface: ``Values()``: float32 in and out; ``Codes()``: uint8, 128 more than the int8 codes of jqz.
+
+    Raises:
+      ValueError: an equation has no operator; the message names it and its line.
+      ImportError: the extra is missing: ``pip install 'jqz[onnx]'``.
+
+    >>> import jax.numpy as jnp, jqz, jqz.export
+    >>> policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    >>> net = jqz.convert(lambda params, x: x @ params["w"], {"w": jnp.eye(4)}, [jnp.ones((2, 4))], policy)
+    >>> type(jqz.export.onnx(net, jnp.ones((1, 4)))).__name__
+    'bytes'
+    """
+    try:
+        library, helper = map(importlib.import_module, ("onnx", "onnx.helper"))
+    except ImportError as error:
+        raise ImportError("onnx: the package is missing. Use pip install 'jqz[onnx]'.") from error
+    writer = _Writer(helper, as_codes(graph_of(complete(net, example), example), interface))
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(writer.graph_proto(), opset_imports=opset, ir_version=FORMAT, producer_name="jqz")
+    library.checker.check_model(model)
+    return model.SerializeToString()
+
+
+Order = tuple[int, ...]
+
+
+class _Writer:
+    """Tensors have names; one whose channels come first has another, with ``:first`` behind it."""
+
+    def __init__(self, helper: typing.Any, graph: g.Graph):
+        self.helper, self.graph = helper, graph
+        self.nodes: list[typing.Any] = []
+        self.constants: list[typing.Any] = []
+        #: float32 values of a tensor, by its layout.
+        self.values: dict[tuple[int, bool], str] = {}
+        self.count = 0
+        self.batch = {graph.tensors[i].shape[0] for i in graph.inputs if graph.tensors[i].shape}
+
+    def graph_proto(self) -> typing.Any:
+        inputs = [self._interface(i, "in") for i in self.graph.inputs]
+        for operator in self.graph.operators:
+            getattr(self, f"_{type(operator).__name__.lower()}")(operator)
+        outputs = [self._interface(i, "out") for i in self.graph.outputs]
+        return self.helper.make_graph(self.nodes, "jqz", inputs, outputs, self.constants)
+
+    def _interface(self, i: int, side: str) -> typing.Any:
+        tensor, name = self.graph.tensors[i], f"{side}{i}"
+        codes = tensor.grid is not None
+        if side == "in" and codes:
+            self.values[i, False] = self._dequantized(name, i)
+        elif side == "in":
+            self.values[i, False] = name
+        elif codes:
+            self._node("QuantizeLinear", [self._value(i), *self._grid(i)], name)
+        else:
+            self._node("Identity", [self._value(i)], name)
+        kind = self.helper.np_dtype_to_tensor_dtype(np.dtype(np.uint8 if codes else np.float32))
+        shape = [("batch" if axis == 0 and n in self.batch else n) for axis, n in enumerate(tensor.shape)]
+        return self.helper.make_tensor_value_info(name, kind, shape)
+
+    # --- names, constants, layouts ------------------------------------------------------------------------------------
+
+    def _name(self, stem: str) -> str:
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def _node(self, kind: str, inputs: typing.Sequence[str], output: str | None = None, **settings: typing.Any) -> str:
+        output = output or self._name(kind)
+        self.nodes.append(self.helper.make_node(kind, list(inputs), [output], output, **settings))
+        return output
+
+    def _constant(self, array: typing.Any) -> str:
+        array, name = np.asarray(array), self._name("c")
+        kind = self.helper.np_dtype_to_tensor_dtype(array.dtype)
+        self.constants.append(self.helper.make_tensor(name, kind, np.shape(array), array.tobytes(), raw=True))
+        return name
+
+    def _grid(self, i: int) -> list[str]:
+        grid = self.graph.tensors[i].grid
+        assert grid is not None
+        return [self._constant(np.float32(grid.scale)), self._constant(np.uint8(int(grid.zero_point) + 128))]
+
+    def _dequantized(self, codes: str, i: int) -> str:
+        return self._node("DequantizeLinear", [codes, *self._grid(i)])
+
+    def _value(self, i: int, first: bool = False) -> str:
+        """The float32 values of a tensor, in a layout: moved there as codes where they come from the other one."""
+        if (i, first) not in self.values:
+            source = self.values[i, not first]
+            axes = range(len(self.graph.tensors[i].shape))
+            order = (0, len(axes) - 1, *axes[1:-1]) if first else (0, *axes[2:], 1)
+            self.values[i, first] = self._node("Transpose", [source], perm=order)
+        return self.values[i, first]
+
+    def _made(self, op: typing.Any, value: str, first: bool = False) -> None:
+        """Real values, as the operator's result: clipped, rounded and decoded again."""
+        grid = self.graph.tensors[op.result].grid
+        if grid is not None:
+            low, high = clip_codes(op, grid)
+            if (low, high) != (-128, 127):
+                if op.low is not None and code_of(0, grid) == low and float(op.low) == 0 and high == 127:
+                    value = self._node("Relu", [value])
+                else:
+                    scale, zero = np.float32(grid.scale), int(grid.zero_point)
+                    ends = [self._constant(np.float32((end - zero) * scale)) for end in (low, high)]
+                    value = self._node("Clip", [value, *ends])
+            value = self._dequantized(self._node("QuantizeLinear", [value, *self._grid(op.result)]), op.result)
+        self.values[op.result, first] = value
+
+    # --- operators ----------------------------------------------------------------------------------------------------
+
+    def _convert(self, op: g.Convert) -> None:
+        self._made(op, self._value(op.inputs[0]))
+
+    def _weights(self, op: typing.Any, order: Order) -> list[str]:
+        source, target = (np.float32(self.graph.tensors[i].grid.scale) for i in (op.inputs[0], op.result))
+        codes, scale, bias = sound_weights(op, source, target)
+        axis, moved = order.index(0), codes.transpose(order)
+        zeros = self._constant(np.zeros(len(scale), np.int8))
+        weight = self._node("DequantizeLinear", [self._constant(moved), self._constant(scale), zeros], axis=axis)
+        if not bias.any():
+            return [weight]
+        zeros = self._constant(np.zeros(len(scale), np.int32))
+        steps = self._constant(np.float32(source * scale))
+        return [weight, self._node("DequantizeLinear", [self._constant(bias), steps, zeros], axis=0)]
+
+    def _convolution(self, op: g.Convolution) -> None:
+        (top, bottom), (left, right) = op.padding
+        settings = {
+            "strides": op.strides, "dilations": op.dilation, "pads": (top, left, bottom, right), "group": op.groups,
+            "kernel_shape": op.codes.shape[1:3],
+        }  # fmt: skip
+        inputs = [self._value(op.inputs[0], True), *self._weights(op, (0, 3, 1, 2))]
+        self._made(op, self._node("Conv", inputs, **settings), True)
+
+    def _dense(self, op: g.Dense) -> None:
+        x, (weight, *bias) = self._value(op.inputs[0]), self._weights(op, (1, 0))
+        if len(self.graph.tensors[op.result].shape) == 2:
+            self._made(op, self._node("Gemm", [x, weight, *bias]))
+            return
+        product = self._node("MatMul", [x, weight])
+        self._made(op, self._node("Add", [product, *bias]) if bias else product)
+
+    def _add(self, op: g.Add) -> None:
+        first = all((i, True) in self.values for i in op.inputs)
+        self._made(op, self._node("Add", [self._value(i, first) for i in op.inputs]), first)
+
+    def _sum(self, op: g.Sum) -> None:
+        shape = self.graph.tensors[op.inputs[0]].shape
+        mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
+        if mean and len(shape) == 4 and op.axes == (1, 2):
+            pooled = self._node("GlobalAveragePool", [self._value(op.inputs[0], True)])
+            self._made(op, self._node("Flatten", [pooled]))
+            return
+        kind = "ReduceMean" if mean else "ReduceSum"
+        axes = self._constant(np.int64(op.axes))
+        self._made(op, self._node(kind, [self._value(op.inputs[0]), axes], keepdims=0))
+
+    def _sumpool(self, op: g.SumPool) -> None:
+        x, settings = self._value(op.inputs[0], True), {"kernel_shape": op.window, "strides": op.strides}
+        if self.graph.tensors[op.inputs[0]].grid is not None:
+            # sums of integers, as ones for weights make them: in float32, which way a tie falls is left to chance
+            channels = self.graph.tensors[op.inputs[0]].shape[-1]
+            ones = self._constant(np.ones((channels, 1, *op.window), np.int8))
+            scale, zero = self._constant(np.float32(op.factor)), self._constant(np.int8(0))
+            weight = self._node("DequantizeLinear", [ones, scale, zero])
+            self._made(op, self._node("Conv", [x, weight], group=channels, **settings), True)
+        elif is_mean(op.factor, op.window):
+            self._made(op, self._node("AveragePool", [x], **settings), True)
+        else:
+            raise ValueError("onnx: sums over windows in float32 have no operator. Use means.")
+
+    def _maxpool(self, op: g.MaxPool) -> None:
+        (top, bottom), (left, right) = op.padding
+        settings = {"kernel_shape": op.window, "strides": op.strides, "pads": (top, left, bottom, right)}
+        self._made(op, self._node("MaxPool", [self._value(op.inputs[0], True)], **settings), True)
+
+    def _reshape(self, op: g.Reshape) -> None:
+        shape, first = self.graph.tensors[op.result].shape, self.graph.tensors[op.inputs[0]].shape[:1]
+        wanted = np.int64([0, *shape[1:]] if shape[:1] == first else shape)
+        self._made(op, self._node("Reshape", [self._value(op.inputs[0]), self._constant(wanted)]))
+
+    def _transpose(self, op: g.Transpose) -> None:
+        self._made(op, self._node("Transpose", [self._value(op.inputs[0])], perm=op.permutation))
+
+    def _pad(self, op: g.Pad) -> None:
+        pads = self._constant(np.int64([low for low, _ in op.padding] + [high for _, high in op.padding]))
+        self._made(op, self._node("Pad", [self._value(op.inputs[0]), pads, self._constant(np.float32(0))]))
+
+    def _slice(self, op: g.Slice) -> None:
+        axes = [axis for axis, ends in enumerate(zip(op.start, op.limit, op.strides, strict=True))
+                if ends != (0, self.graph.tensors[op.inputs[0]].shape[axis], 1)]  # fmt: skip
+        parts = (np.int64([part[axis] for axis in axes]) for part in (op.start, op.limit, range(99), op.strides))
+        self._made(op, self._node("Slice", [self._value(op.inputs[0]), *map(self._constant, parts)]))
+
+    def _concatenate(self, op: g.Concatenate) -> None:
+        self._made(op, self._node("Concat", [self._value(i) for i in op.inputs], axis=op.axis))
+
+    def _softmax(self, op: g.Softmax) -> None:
+        self._made(op, self._node("Softmax", [self._value(op.inputs[0])], axis=-1))
+
+    def _function(self, op: g.Function) -> None:
+        kind = {"tanh": "Tanh", "logistic": "Sigmoid"}[op.name]
+        self._made(op, self._node(kind, [self._value(op.inputs[0])]))

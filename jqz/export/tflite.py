@@ -1,0 +1,322 @@
+"""LiteRT (TensorFlow Lite) flatbuffers."""
+
+import typing
+
+import numpy as np
+
+from jqz import _graph as g
+from jqz._complete import complete
+from jqz._operators import graph_of
+from jqz._runtime import Interface, Values, as_codes, clip_codes, code_of, inner_tensors, is_mean, sound_weights
+
+_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "SPACE_TO_DEPTH": 2}
+
+
+def tflite(net: typing.Any, example: typing.Any, *, interface: Interface = Values()) -> bytes:
+    """A quantized net as the bytes of a ``.tflite`` file: int8 activations, a scale for each channel of a weight.
+
+    The file computes what ``complete(net, example)`` computes, with its ``requant=jqz.requant.XNNPACK()``: bit for
+    bit where LiteRT runs on XNNPACK, its default; and with ``Gemmlowp()`` where it runs its reference kernels.
+    ``float32`` inputs are coded by an operator of the runtime, whose division may differ in the last place.
+
+    Use it for phones, boards and microcontrollers. A function that is no chain of operators is refused: sort, loops,
+    products of two activations.
+
+    Args:
+      net: from ``convert``, with ``inputs=Asymmetric(bits=8)`` and weights with integers about zero, such as
+        ``Symmetric(bits=8, granularity=PerAxis(-1))``.
+      example: an input, or a tuple of arguments: its shape is the file's, and it calibrates what ``complete`` adds
+        unless the net is complete.
+      interface: ``Values()``: float32 in and out; ``Codes()``: int8.
+
+    Raises:
+      ValueError: an equation has no operator; the message names it and its line.
+      ImportError: the extra is missing: ``pip install 'jqz[tflite]'``.
+
+    >>> import jax.numpy as jnp, jqz, jqz.export
+    >>> policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    >>> net = jqz.convert(lambda params, x: x @ params["w"], {"w": jnp.eye(4)}, [jnp.ones((2, 4))], policy)
+    >>> jqz.export.tflite(net, jnp.ones((1, 4)))[4:8]
+    b'TFL3'
+
+    References: arXiv:1712.05877.
+    """
+    try:
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError as error:
+        raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
+    graph = as_codes(graph_of(complete(net, example), example), interface)
+    writer = _Writer(schema, graph)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(writer.model().Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+class _Writer:
+    def __init__(self, schema: typing.Any, graph: g.Graph):
+        self.schema, self.graph = schema, graph
+        self.buffers, self.tensors, self.operators = [self._buffer(None)], [], []
+        self.kinds: list[str] = []
+        self.constants: dict[typing.Any, int] = {}
+        self.numbers = {i: self._tensor(graph.tensors[i].shape, graph.tensors[i].grid) for i in inner_tensors(graph)}
+
+    def model(self) -> typing.Any:
+        schema = self.schema
+        for operator in self.graph.operators:
+            getattr(self, f"_{type(operator).__name__.lower()}")(operator)
+        subgraph = schema.SubGraphT()
+        subgraph.tensors, subgraph.operators, subgraph.name = self.tensors, self.operators, b"main"
+        subgraph.inputs = [self.numbers[i] for i in self.graph.inputs]
+        subgraph.outputs = [self.numbers[i] for i in self.graph.outputs]
+        model = schema.ModelT()
+        model.version, model.description, model.subgraphs, model.buffers = 3, b"jqz", [subgraph], self.buffers
+        model.operatorCodes = [self._code(kind) for kind in self.kinds]
+        return model
+
+    def _code(self, kind: str) -> typing.Any:
+        code, number = self.schema.OperatorCodeT(), getattr(self.schema.BuiltinOperator, kind)
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), _VERSIONS.get(kind, 2)
+        if kind in ("RESHAPE", "SOFTMAX", "TANH", "LOGISTIC", "SUM"):
+            code.version = 1
+        return code
+
+    def _buffer(self, data: np.ndarray | None) -> typing.Any:
+        buffer = self.schema.BufferT()
+        if data is not None:
+            buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
+        return buffer
+
+    # --- tensors ------------------------------------------------------------------------------------------------------
+
+    def _tensor(
+        self, shape: typing.Sequence[int], grid: g.Grid | None, dtype: str = "INT8", buffer: int = 0,
+        scales: np.ndarray | None = None, axis: int = 0,
+    ) -> int:  # fmt: skip
+        tensor = self.schema.TensorT()
+        tensor.name = f"t{len(self.tensors)}".encode()
+        tensor.shape, tensor.buffer = list(shape), buffer
+        if grid is None and scales is None and dtype == "INT8":
+            dtype = "FLOAT32"
+        tensor.type = getattr(self.schema.TensorType, dtype)
+        if grid is not None or scales is not None:
+            q = self.schema.QuantizationParametersT()
+            q.scale = np.asarray([grid.scale] if grid is not None else scales, np.float32)
+            q.zeroPoint = np.asarray([grid.zero_point] if grid is not None else np.zeros(len(q.scale)), np.int64)
+            q.quantizedDimension = axis
+            tensor.quantization = q
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def _constant(self, array: np.ndarray, scales: np.ndarray | None = None, axis: int = 0) -> int:
+        array = np.asarray(array)
+        key = (array.dtype.name, array.shape, array.tobytes()) if array.dtype == np.int32 and scales is None else None
+        if key is None or key not in self.constants:
+            self.buffers.append(self._buffer(array))
+            dtype = {"int8": "INT8", "int32": "INT32", "float32": "FLOAT32"}[array.dtype.name]
+            index = self._tensor(array.shape, None, dtype, len(self.buffers) - 1, scales, axis)
+            if key is None:
+                return index
+            self.constants[key] = index
+        return self.constants[key]
+
+    def _codes(self, code: int, grid: g.Grid) -> int:
+        """One code as a tensor of rank 0."""
+        self.buffers.append(self._buffer(np.int8(code)))
+        return self._tensor((), grid, buffer=len(self.buffers) - 1)
+
+    # --- operators ----------------------------------------------------------------------------------------------------
+
+    def _operator(
+        self, kind: str, inputs: typing.Sequence[int], output: int, name: str | None = None, **settings: typing.Any
+    ) -> None:
+        if kind not in self.kinds:
+            self.kinds.append(kind)
+        operator = self.schema.OperatorT()
+        operator.opcodeIndex, operator.inputs, operator.outputs = self.kinds.index(kind), list(inputs), [output]
+        if name is not None:
+            options = getattr(self.schema, f"{name}T")()
+            for key, value in settings.items():
+                assert hasattr(options, key), (name, key)
+                setattr(options, key, value)
+            operator.builtinOptions, operator.builtinOptionsType = options, getattr(self.schema.BuiltinOptions, name)
+        self.operators.append(operator)
+
+    def _grid(self, index: int) -> g.Grid | None:
+        return self.graph.tensors[index].grid
+
+    def _scale(self, index: int) -> np.float32:
+        grid = self._grid(index)
+        assert grid is not None
+        return np.float32(grid.scale)
+
+    def _finished(self, op: typing.Any, kind: str, inputs: list[int], name: str | None, **settings: typing.Any) -> None:
+        """An operator with its bounds: as an activation of its own where there is one, else by more operators."""
+        result, grid = self.numbers[op.result], self._grid(op.result)
+        if grid is None:
+            self._operator(kind, inputs, result, name, **settings)
+            return
+        low, high = clip_codes(op, grid)
+        fused = {
+            "NONE": (-128, 127),
+            "RELU": (code_of(0, grid), 127),
+            "RELU6": (code_of(0, grid), code_of(6, grid)),
+            "RELU_N1_TO_1": (code_of(-1, grid), code_of(1, grid)),
+        }
+        can = name is not None and hasattr(getattr(self.schema, f"{name}T")(), "fusedActivationFunction")
+        choice = next((a for a, ends in fused.items() if ends == (low, high) and (can or a == "NONE")), None)
+        if can:
+            activation = getattr(self.schema.ActivationFunctionType, choice or "NONE")
+            settings["fusedActivationFunction"] = activation
+        later = [] if choice else [("MAXIMUM", low, -128), ("MINIMUM", high, 127)]
+        later = [(kind, end) for kind, end, free in later if end != free]
+        targets = [self._tensor(self.graph.tensors[op.result].shape, grid) for _ in later] + [result]
+        self._operator(kind, inputs, targets[0], name, **settings)
+        for (kind, end), source, target in zip(later, targets[:-1], targets[1:], strict=True):
+            self._operator(kind, [source, self._codes(end, grid)], target, "MaximumMinimumOptions")
+
+    def _convert(self, op: g.Convert) -> None:
+        source, target = self._grid(op.inputs[0]), self._grid(op.result)
+        if target is None:
+            self._operator("DEQUANTIZE", [self.numbers[op.inputs[0]]], self.numbers[op.result], "DequantizeOptions")
+        else:
+            name = "QuantizeOptions"
+            self._finished(op, "QUANTIZE", [self.numbers[op.inputs[0]]], name)
+        assert source is not target
+
+    def _weights(self, op: g.Convolution | g.Dense, order: tuple[int, ...], axis: int) -> list[int]:
+        codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
+        scales = np.float32(self._scale(op.inputs[0]) * scale)
+        return [self._constant(codes.transpose(order), scale, axis), self._constant(bias, scales)]
+
+    def _padded(self, op: typing.Any, window: typing.Sequence[int], dilation: typing.Sequence[int]) -> tuple[int, int]:
+        """The input, padded by an operator if need be, and the kind of padding that is left."""
+        x, kinds = self.numbers[op.inputs[0]], self.schema.Padding
+        shape = self.graph.tensors[op.inputs[0]].shape
+        if not any(map(any, op.padding)):
+            return x, kinds.VALID
+        same = []
+        for n, k, d, s in zip(shape[1:3], window, dilation, op.strides, strict=True):
+            total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            same.append((total // 2, total - total // 2))
+        if tuple(same) == tuple(map(tuple, op.padding)):
+            return x, kinds.SAME
+        grid = self._grid(op.inputs[0])
+        assert grid is not None
+        config = ((0, 0), *op.padding, (0, 0))
+        target = self._tensor([n + sum(p) for n, p in zip(shape, config, strict=True)], grid)
+        if isinstance(op, g.MaxPool):  # what never is a maximum
+            inputs = [x, self._constant(np.int32(config)), self._codes(-128, grid)]
+            self._operator("PADV2", inputs, target, "PadV2Options")
+        else:
+            self._operator("PAD", [x, self._constant(np.int32(config))], target, "PadOptions")
+        return target, kinds.VALID
+
+    def _convolution(self, op: g.Convolution) -> None:
+        x, padding = self._padded(op, op.codes.shape[1:3], op.dilation)
+        settings = {
+            "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
+            "dilationHFactor": op.dilation[0], "dilationWFactor": op.dilation[1],
+        }  # fmt: skip
+        channels = self.graph.tensors[op.inputs[0]].shape[-1]
+        if op.groups == channels and op.groups > 1:
+            settings["depthMultiplier"] = op.codes.shape[0] // channels
+            inputs = [x, *self._weights(op, (3, 1, 2, 0), 3)]
+            self._finished(op, "DEPTHWISE_CONV_2D", inputs, "DepthwiseConv2DOptions", **settings)
+        else:
+            self._finished(op, "CONV_2D", [x, *self._weights(op, (0, 1, 2, 3), 0)], "Conv2DOptions", **settings)
+
+    def _dense(self, op: g.Dense) -> None:
+        """A matrix with one scale as such, one with many as a convolution of single pixels.
+
+        LiteRT specifies many scales for the latter alone, and other runtimes of its files keep to that.
+        """
+        x, weight, bias = self.numbers[op.inputs[0]], *self._weights(op, (0, 1), 0)
+        shape, grid = self.graph.tensors[op.result].shape, self._grid(op.result)
+        scales = self.tensors[weight].quantization
+        if (scales.scale == scales.scale[0]).all():
+            scales.scale, scales.zeroPoint = scales.scale[:1], scales.zeroPoint[:1]
+            self._finished(
+                op, "FULLY_CONNECTED", [x, weight, bias], "FullyConnectedOptions", keepNumDims=len(shape) > 2
+            )
+            return
+        outs, ins = op.codes.shape
+        pixels = int(np.prod(shape[:-1]))
+        image, result = (
+            self._tensor((pixels, 1, 1, ins), self._grid(op.inputs[0])),
+            self._tensor((pixels, 1, 1, outs), grid),
+        )
+        self.tensors[weight].shape = [outs, 1, 1, ins]
+        self._reshaped(x, (-1, 1, 1, ins), image)
+        ones = dict.fromkeys(("strideH", "strideW", "dilationHFactor", "dilationWFactor"), 1)
+        settings = {"padding": self.schema.Padding.VALID, **ones}
+        final, self.numbers[op.result] = self.numbers[op.result], result
+        self._finished(op, "CONV_2D", [image, weight, bias], "Conv2DOptions", **settings)
+        self.numbers[op.result] = final
+        self._reshaped(result, (-1, outs) if len(shape) == 2 else shape, final)
+
+    def _add(self, op: g.Add) -> None:
+        self._finished(op, "ADD", [self.numbers[i] for i in op.inputs], "AddOptions")
+
+    def _sum(self, op: g.Sum) -> None:
+        shape = self.graph.tensors[op.inputs[0]].shape
+        mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.int32(op.axes))]
+        self._finished(op, "MEAN" if mean else "SUM", inputs, "ReducerOptions", keepDims=False)
+
+    def _sumpool(self, op: g.SumPool) -> None:
+        grid, source = self._grid(op.result), self.numbers[op.inputs[0]]
+        settings = {"padding": self.schema.Padding.VALID, "strideH": op.strides[0], "strideW": op.strides[1]}
+        if grid is None:
+            if not is_mean(op.factor, op.window):
+                raise ValueError("tflite: sums over windows in float32 have no operator. Use means.")
+            settings |= {"filterHeight": op.window[0], "filterWidth": op.window[1]}
+            self._operator("AVERAGE_POOL_2D", [source], self.numbers[op.result], "Pool2DOptions", **settings)
+            return
+        # the runtime's pooling keeps the grid, and rounds once more; ones as weights do not
+        channels = self.graph.tensors[op.inputs[0]].shape[-1]
+        factor = np.full(channels, op.factor, np.float32)
+        ones = self._constant(np.ones((1, *op.window, channels), np.int8), factor, 3)
+        bias = self._constant(np.zeros(channels, np.int32), np.float32(self._scale(op.inputs[0]) * factor))
+        settings |= {"depthMultiplier": 1, "dilationHFactor": 1, "dilationWFactor": 1}
+        self._finished(op, "DEPTHWISE_CONV_2D", [source, ones, bias], "DepthwiseConv2DOptions", **settings)
+
+    def _maxpool(self, op: g.MaxPool) -> None:
+        x, padding = self._padded(op, op.window, (1, 1))
+        settings = {
+            "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
+            "filterHeight": op.window[0], "filterWidth": op.window[1],
+        }  # fmt: skip
+        self._operator("MAX_POOL_2D", [x], self.numbers[op.result], "Pool2DOptions", **settings)
+
+    def _reshape(self, op: g.Reshape) -> None:
+        shape, first = self.graph.tensors[op.result].shape, self.graph.tensors[op.inputs[0]].shape[:1]
+        wanted = (-1, *shape[1:]) if shape[:1] == first else shape
+        self._reshaped(self.numbers[op.inputs[0]], wanted, self.numbers[op.result])
+
+    def _reshaped(self, source: int, shape: typing.Sequence[int], target: int) -> None:
+        numbers = np.int32(shape)
+        self._operator("RESHAPE", [source, self._constant(numbers)], target, "ReshapeOptions", newShape=numbers)
+
+    def _transpose(self, op: g.Transpose) -> None:
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.int32(op.permutation))]
+        self._operator("TRANSPOSE", inputs, self.numbers[op.result], "TransposeOptions")
+
+    def _pad(self, op: g.Pad) -> None:
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.int32(op.padding))]
+        self._operator("PAD", inputs, self.numbers[op.result], "PadOptions")
+
+    def _slice(self, op: g.Slice) -> None:
+        ends = (self._constant(np.int32(end)) for end in (op.start, op.limit, op.strides))
+        inputs = [self.numbers[op.inputs[0]], *ends]
+        self._operator("STRIDED_SLICE", inputs, self.numbers[op.result], "StridedSliceOptions")
+
+    def _concatenate(self, op: g.Concatenate) -> None:
+        inputs = [self.numbers[i] for i in op.inputs]
+        self._operator("CONCATENATION", inputs, self.numbers[op.result], "ConcatenationOptions", axis=op.axis)
+
+    def _softmax(self, op: g.Softmax) -> None:
+        self._operator("SOFTMAX", [self.numbers[op.inputs[0]]], self.numbers[op.result], "SoftmaxOptions", beta=1.0)
+
+    def _function(self, op: g.Function) -> None:
+        self._operator(op.name.upper(), [self.numbers[op.inputs[0]]], self.numbers[op.result])

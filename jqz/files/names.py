@@ -1,0 +1,65 @@
+"""Trees and flat names: ``{"a": {"b": x}}`` is ``a/b``."""
+
+import typing
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from jqz import _paths
+from jqz._learnable import is_whole
+from jqz.files.lazy import Lazy
+
+Arrays = dict[str, np.ndarray]
+
+
+def nested(flat: Mapping[str, typing.Any]) -> typing.Any:
+    """Nested dicts from names that are parted by ``/`` or, where no name has one, by a dot.
+
+    Raises:
+      ValueError: a name is the beginning of another one.
+
+    >>> nested({"net.0.weight": 1, "net.0.bias": 2})
+    {'net': {'0': {'weight': 1, 'bias': 2}}}
+    """
+    return nested_at(flat, "/" if any("/" in name for name in flat) else ".")
+
+
+def nested_at(flat: Mapping[str, typing.Any], part: str) -> typing.Any:
+    """Nested dicts from names that are parted so."""
+    tree: dict[str, typing.Any] = {}
+    for name, leaf in flat.items():
+        *folders, last = name.split(part)
+        place: typing.Any = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+            if not isinstance(place, dict):
+                break
+        if not isinstance(place, dict) or last in place:
+            raise ValueError(f"the name {name!r} is the beginning of another, or another is its own.")
+        place[last] = leaf
+    return tree
+
+
+def flat(who: str, tree: typing.Any) -> dict[str, typing.Any]:
+    """The arrays of a tree by name.
+
+    Raises:
+      TypeError: a leaf is no array of numbers.
+      ValueError: two leaves have one name.
+    """
+    found: dict[str, typing.Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_whole):
+        name = _paths.name(path) or "value"
+        if is_whole(leaf):
+            raise TypeError(
+                f"{who}: {name!r} is {type(leaf).__name__}, wanted an array. Use jqz.save(path, tree), which keeps "
+                "codes, or dequantize(tree)."
+            )
+        array = leaf if isinstance(leaf, Lazy) else np.asarray(leaf)
+        if array.dtype.kind in "OUSM":
+            raise TypeError(f"{who}: {name!r} has dtype {array.dtype}, wanted numbers. Use jqz.save, or leave it out.")
+        if name in found:
+            raise ValueError(f"{who}: two leaves are named {name!r}. Use other keys, or jqz.save.")
+        found[name] = array
+    return found

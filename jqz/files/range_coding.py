@@ -1,0 +1,164 @@
+"""Entropy coding: codes that are not equally frequent take fewer bits than they are wide."""
+
+import dataclasses
+import math
+import operator
+import typing
+import zlib
+
+import numpy as np
+
+from jqz import _packing
+
+#: Symbols that are coded in one call; they take four bytes each while they are.
+CHUNK = 2**20
+
+
+class Packed(typing.NamedTuple):
+    """What an array of codes is without its bytes: all that the decoder must be told.
+
+    ``shape`` is that of the codes and ``dtype`` that of the payload; ``bits`` are those of its whole elements where
+    the codes are not packed, and ``length`` is None.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    bits: int
+    length: int | None
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Entropy:
+    """Codes of each tensor by how often they occur: a static range coder of the constriction library.
+
+    n codes that occur n_i times take sum_i n_i log2(n / n_i) bits, their zeroth-order entropy, to a thousandth, and
+    a table of the n_i, which takes one to three bytes a level. A tensor that would not shrink stays packed. Use it
+    for files to send or keep; such a tensor is decoded by ``load`` at once, not when something touches it.
+
+    >>> import jqz
+    >>> jqz.Symmetric(bits=4), jqz.files.Entropy()
+    (Symmetric(bits=4), Entropy())
+
+    References: arXiv:2201.01741 (constriction).
+    """
+
+    def encode(self, payload: np.ndarray, packed: Packed) -> np.ndarray | None:
+        """The bytes that a payload becomes, or None where that gains nothing."""
+        stream = _library().queue
+        symbols = _symbols(payload, packed)
+        counts = np.bincount(symbols, minlength=2**packed.bits)
+        start, counts = _turned(counts)
+        if not symbols.size:
+            return None
+        encoder = stream.RangeEncoder()
+        if len(counts) > 1:
+            model = _model(counts)
+            for at in range(0, symbols.size, CHUNK):
+                part = symbols[at : at + CHUNK].astype(np.int32)
+                encoder.encode((part - start) & (2**packed.bits - 1), model)
+        words = encoder.get_compressed().astype("<u4").tobytes()
+        head = _varints([zlib.crc32(payload.tobytes()), start, len(counts), *counts.tolist()])
+        coded = np.frombuffer(head + words, np.uint8)
+        gains = coded.nbytes < payload.nbytes and _fits(symbols.nbytes, coded.nbytes)
+        return coded if gains else None
+
+    def decode(self, coded: np.ndarray, packed: Packed) -> np.ndarray:
+        """The payload that was encoded.
+
+        Raises:
+          ValueError: the bytes are not those of such an array.
+        """
+        size = math.prod(packed.shape)
+        dtype = np.dtype(np.uint8 if packed.bits <= 8 else np.uint16)
+        if not _fits(size * dtype.itemsize, coded.nbytes):
+            raise ValueError(f"{coded.nbytes} bytes declare codes of shape {packed.shape}: too many to be true.")
+        (checksum, start, levels), at = _read_varints(coded, 0, 3)
+        if not 1 <= levels <= 2**packed.bits or start >= 2**packed.bits:
+            raise ValueError(f"{levels} levels from {start} do not fit {packed.bits} bits.")
+        counts, at = _read_varints(coded, at, levels)
+        if sum(counts) != size:
+            raise ValueError(f"its table counts {sum(counts)} codes, wanted {size}.")
+        if (coded.nbytes - at) % 4:
+            raise ValueError("its last word is cut.")
+        symbols = np.zeros(size, dtype)
+        if levels > 1:
+            decoder = _library().queue.RangeDecoder(np.frombuffer(coded[at:].tobytes(), "<u4").astype(np.uint32))
+            model = _model(np.asarray(counts, np.int64))
+            for first in range(0, size, CHUNK):
+                part = symbols[first : first + CHUNK]
+                part[:] = decoder.decode(model, len(part))
+        symbols = (symbols + symbols.dtype.type(start)) & symbols.dtype.type(2**packed.bits - 1)
+        codes = symbols.reshape(packed.shape)
+        payload = codes.view(packed.dtype) if packed.length is None else _packing.pack(codes, packed.bits)
+        payload = np.asarray(payload)
+        if zlib.crc32(payload.tobytes()) != checksum:
+            raise ValueError("its checksum is another.")
+        return payload
+
+
+def _fits(size_bytes: int, coded_bytes: int) -> bool:
+    """Whether so many unpacked bytes may come from so few: what bounds the memory that a hostile file can ask for."""
+    return size_bytes <= 256 * coded_bytes + 2**16
+
+
+def _symbols(payload: np.ndarray, packed: Packed) -> np.ndarray:
+    """Codes as unsigned numbers in one row, signs in two's complement."""
+    if packed.length is not None:
+        return np.asarray(_packing.unpack(payload, packed.bits, packed.length, np.uint8)).reshape(-1)
+    return payload.reshape(-1).view(np.uint8 if payload.itemsize == 1 else np.uint16)
+
+
+def _turned(counts: np.ndarray) -> tuple[int, np.ndarray]:
+    """The counts without the longest run of levels that do not occur, and the level that follows that run.
+
+    Levels lie in a circle, as two's complement has it: the run is the unused middle of signed codes.
+    """
+    used = np.flatnonzero(counts)
+    if not used.size:
+        return 0, counts[:1]
+    gaps = np.diff(np.append(used, used[0] + len(counts)))
+    start = int(used[(int(np.argmax(gaps)) + 1) % used.size])
+    return start, np.roll(counts, -start)[: len(counts) - int(gaps.max()) + 1]
+
+
+def _model(counts: np.ndarray) -> typing.Any:
+    return _library().model.Categorical(counts / counts.sum(), perfect=False)
+
+
+def _library() -> typing.Any:
+    try:
+        import constriction
+    except ImportError as error:
+        raise ImportError("entropy coding needs constriction. Use pip install 'jqz[files]'.") from error
+    return typing.cast(typing.Any, constriction).stream
+
+
+def _varints(numbers: list[int]) -> bytes:
+    """Seven bits a byte, low ones first; the high bit says that more follow."""
+    out = bytearray()
+    for number in numbers:
+        rest = operator.index(number)
+        while rest >= 128:
+            out.append(rest % 128 + 128)
+            rest //= 128
+        out.append(rest)
+    return bytes(out)
+
+
+def _read_varints(stored: np.ndarray, at: int, count: int) -> tuple[list[int], int]:
+    raw = stored[at : at + 10 * count].tobytes()
+    numbers, place = [], 0
+    for _ in range(count):
+        number, shift = 0, 0
+        while True:
+            if place >= len(raw) or shift > 63:
+                raise ValueError("its table is cut.")
+            byte = raw[place]
+            place += 1
+            number |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        numbers.append(number)
+    return numbers, at + place

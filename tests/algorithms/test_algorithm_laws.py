@@ -1,0 +1,56 @@
+"""What every rounder of ``jqz.algorithms`` obeys; a new one is tested by being listed in its catalogue."""
+
+import functools
+
+import jax
+import layers
+import numpy as np
+import pytest
+
+import jqz
+from jqz import algorithms
+
+EVERY = pytest.mark.parametrize("rounder", algorithms.ROUNDERS, ids=lambda f: f.__name__)
+
+
+@functools.cache
+def setting():
+    params, inputs = layers.draw()
+    watch = jax.jit(jqz.observe(layers.model, layers.POLICY, jqz.observers.Gram()))
+    half = {name: len(x) // 2 for name, x in inputs.items()}
+    parts = [{n: x[: half[n]] for n, x in inputs.items()}, {n: x[half[n] :] for n, x in inputs.items()}]
+    return params, inputs, jqz.merge(*(watch(params, part) for part in parts))
+
+
+@functools.cache
+def rounded(rounder):
+    params, _, stats = setting()
+    return rounder(params, layers.POLICY, stats)
+
+
+@EVERY
+def test_never_worse_than_nearest_rounding(rounder):
+    params, inputs, _ = setting()
+    wanted = layers.errors(params, inputs, rounded(algorithms.nearest))
+    for name, error in layers.errors(params, inputs, rounded(rounder)).items():
+        assert error <= wanted[name] * (1 + 1e-4), name
+
+
+@EVERY
+def test_codes_are_those_of_the_scheme(rounder):
+    params, _, _ = setting()
+    again = jax.jit(lambda tree: {name: (q.codes, q.scheme.encode(q.dequantize(), q.grid)) for name, q in tree.items()})
+    for name, (codes, same) in again(rounded(rounder)).items():
+        q, scheme = rounded(rounder)[name], layers.POLICY.scheme_at(name)
+        assert (q.scheme, q.shape, q.dtype) == (scheme, params[name].shape, params[name].dtype)
+        np.testing.assert_array_equal(codes, same, err_msg=name)
+
+
+@EVERY
+def test_other_leaves_stay(rounder):
+    params, _, stats = setting()
+    policy = jqz.Policy({"dense": jqz.Symmetric(3, layers.CHANNEL)}, inputs=jqz.Identity())
+    tree = {"dense": params["dense"], "bias": np.ones(3, np.float32)}
+    out = rounder(tree, policy, stats)
+    assert out["bias"] is tree["bias"]
+    assert isinstance(out["dense"], jqz.QTensor)

@@ -1,0 +1,48 @@
+"""Corrected biases against a direct computation, layer by layer, in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jqz
+from jqz.algorithms import correct_bias
+
+
+def model(params, x):
+    y = jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"][None])
+    return y @ params["b"]["kernel"] + params["b"]["bias"][None]
+
+
+def test_layer_by_layer():
+    rng = np.random.default_rng(0)
+    shapes = {"a": {"kernel": (6, 5), "bias": (5,)}, "b": {"kernel": (5, 3), "bias": (3,)}}
+    params = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
+    qparams = jqz.quantize(params, jqz.Policy({"**/kernel": jqz.Symmetric(2)}))
+    batches = [jnp.asarray(rng.normal(size=(n, 6)) + 1, jnp.float32) for n in (10, 10)]
+    got = correct_bias(model, params, qparams, batches)
+
+    wide, rounded = (
+        jax.tree.map(lambda a: np.asarray(a, np.float64), tree) for tree in (params, jqz.dequantize(qparams))
+    )
+    x = np.concatenate(batches).astype(np.float64)
+    y = x @ wide["a"]["kernel"] + wide["a"]["bias"]
+    first = y.mean(0) - (x @ rounded["a"]["kernel"]).mean(0)
+    np.testing.assert_allclose(got["a"]["bias"], first, rtol=1e-4, atol=1e-5)
+    # with one batch all of it goes layer by layer
+    once = correct_bias(model, params, qparams, [jnp.concatenate(batches)])
+    z = np.maximum(y, 0) @ wide["b"]["kernel"] + wide["b"]["bias"]
+    behind = np.maximum(x @ rounded["a"]["kernel"] + first, 0) @ rounded["b"]["kernel"]
+    np.testing.assert_allclose(once["b"]["bias"], z.mean(0) - behind.mean(0), rtol=1e-4, atol=1e-5)
+    outputs = [np.asarray(model(jqz.dequantize(tree), x.astype(np.float32))) for tree in (params, once)]
+    np.testing.assert_allclose(outputs[0].mean(0), outputs[1].mean(0), atol=1e-5)
+    assert isinstance(once["a"]["kernel"], jqz.QTensor)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(ValueError, match=r"no batches\. Use batches=\[x\]"):
+        correct_bias(model, {}, {}, [])
+    with pytest.raises(ValueError, match="found no bias"):
+        correct_bias(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, {"w": jnp.eye(2)}, [jnp.ones((1, 2))])

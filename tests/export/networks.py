@@ -1,0 +1,126 @@
+"""Small networks for other runtimes: between them, every operator that is exported."""
+
+import dataclasses
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+import jqz
+import jqz.export
+
+POLICY = jqz.Policy({"**/kernel": jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1))}, inputs=jqz.Asymmetric(bits=8))
+
+
+class Mobile(nn.Module):
+    """Strided, depthwise and plain convolutions, batch norm, relu6, a residual, global mean."""
+
+    @nn.compact
+    def __call__(self, x):
+        def layer(x, features, kernel, strides=1, groups=1, padding="SAME"):
+            x = nn.Conv(features, (kernel, kernel), strides, padding, feature_group_count=groups, use_bias=False)(x)
+            return nn.BatchNorm(use_running_average=True)(x)
+
+        x = nn.relu6(layer(x, 8, 3, 2))
+        y = nn.relu6(layer(x, 16, 3, groups=8))
+        y = nn.relu(layer(y, 8, 1))
+        y = layer(y, 8, 3, padding=((1, 1), (1, 1)), groups=2)
+        x = nn.relu(x + y)
+        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        x = layer(x, 12, 3, strides=2, padding=((1, 1), (1, 1)))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+def lenet(params, x):
+    """Average pooling, tanh, flattening, softmax; images with their channels first."""
+    spec = ("NCHW", "HWIO", "NCHW")
+    x = jax.lax.conv_general_dilated(x, params["a/kernel"], (1, 1), "VALID", dimension_numbers=spec)
+    x = jnp.clip(x + params["a/bias"][:, None, None][None], -0.75, 1.5).transpose(0, 2, 3, 1)
+    x = nn.pooling.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
+    x = jax.lax.conv_general_dilated(
+        x, params["b/kernel"], (1, 1), "VALID", rhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    x = jnp.tanh(x.reshape(x.shape[0], -1) @ params["c/kernel"])
+    return jax.nn.softmax((x @ params["d/kernel"]) * 4)
+
+
+def branches(params, x):
+    """Slices, concatenation, padding, a batch of rows, a shortcut of padded codes, bounds of its own."""
+    a = jnp.clip(x @ params["a/kernel"], -1.0, 1.0)
+    b = x[:, 1:] @ params["b/kernel"]
+    y = jnp.concatenate([a[:, 1:], b], axis=-1)
+    y = jax.nn.relu(y @ params["c/kernel"] + params["c/bias"][None, None])
+    padded = jnp.pad(y, ((0, 0), (0, 1), (0, 0)))
+    return jax.nn.sigmoid(padded + (x @ params["d/kernel"])), jnp.minimum(a @ params["e/kernel"], 2.0)
+
+
+def _filled(shapes):
+    rng = np.random.default_rng(7)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = 1.5 * rng.standard_normal(leaf.shape) / np.sqrt(max(np.prod(leaf.shape[:-1]), 1))
+        return jnp.asarray(
+            rng.uniform(0.5, 1.5, leaf.shape) if "var" in name or "scale" in name else values, jnp.float32
+        )
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def _mobile():
+    variables = _filled(jax.eval_shape(Mobile().init, jax.random.key(0), jnp.ones((1, 12, 12, 3))))
+    scale = variables["params"]["BatchNorm_1"]["scale"]
+    variables["params"]["BatchNorm_1"]["scale"] = scale.at[0].set(0).at[1].multiply(-1)
+    return Mobile().apply, variables, (12, 12, 3)
+
+
+def _kernels(**shapes):
+    return _filled({name.replace("_", "/"): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
+
+
+def _nnx():
+    graph, state = nnx.split(nnx.eval_shape(lambda: nnx.Linear(6, 7, rngs=nnx.Rngs(0))))
+    return lambda state, x: jax.nn.relu(nnx.merge(graph, state)(x)), _filled(state), (6,)
+
+
+NETWORKS: dict[str, typing.Callable] = {
+    "mobile": _mobile,
+    "lenet": lambda: (
+        lenet,
+        _kernels(a_kernel=(3, 3, 2, 6), a_bias=(6,), b_kernel=(2, 2, 6, 4), c_kernel=(16, 9), d_kernel=(9, 5)),
+        (2, 10, 10),
+    ),
+    "branches": lambda: (
+        branches,
+        _kernels(
+            a_kernel=(8, 6), b_kernel=(8, 4), c_kernel=(10, 3), c_bias=(3,), d_kernel=(8, 3), e_kernel=(6, 3)
+        ),
+        (4, 8),
+    ),
+    "nnx": _nnx,
+}  # fmt: skip
+
+
+class Case(typing.NamedTuple):
+    net: typing.Any
+    x: np.ndarray
+
+
+@functools.cache
+def case(name):
+    """A complete net and 40 inputs, of which it has seen 20, on the grid of the input."""
+    fn, variables, shape = NETWORKS[name]()
+    x = np.random.default_rng(3).standard_normal((40, *shape)).astype(np.float32)
+    net = jqz.export.complete(jqz.convert(fn, variables, [x[:20]], POLICY), x[:20])
+    return Case(net, x)
+
+
+@functools.cache
+def wanted(name, rule):
+    """What the net returns under a rule."""
+    net, x = case(name)
+    return [np.asarray(y) for y in jax.tree.leaves(dataclasses.replace(net, requant=rule)(x))]

@@ -1,0 +1,56 @@
+"""Files for ONNX Runtime against it."""
+
+import sys
+
+import networks
+import numpy as np
+import onnxruntime
+import pytest
+
+import jqz
+import jqz.export
+from jqz._operators import graph_of
+
+RULE = jqz.requant.Float32Requant(jqz.requant.IntegerBias())
+
+
+def session(file):
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def run(session, x):
+    return session.run(None, {session.get_inputs()[0].name: x})
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_codes_are_ours(name):
+    net, x = networks.case(name)
+    graph = graph_of(net, x)
+    first = next(op for op in graph.operators if op.inputs[0] in graph.inputs)
+    makers = {op.result: op for op in graph.operators}
+    grid = graph.tensors[first.result].grid
+    codes = np.clip(np.rint(x / np.float32(grid.scale)) + int(grid.zero_point), -128, 127) + 128
+    file = jqz.export.onnx(net, x[:1], interface=jqz.export.Codes())  # any length of a batch will do
+    got, want = run(session(file), codes.astype(np.uint8)), networks.wanted(name, RULE)
+    assert len(got) == len(want)
+    for theirs, ours, output in zip(got, want, graph.outputs, strict=True):
+        if theirs.dtype == np.uint8:
+            grid = graph.tensors[makers[output].inputs[0]].grid
+            np.testing.assert_array_equal(theirs, np.rint(ours / np.float32(grid.scale)) + int(grid.zero_point) + 128)
+        else:
+            np.testing.assert_allclose(theirs, ours, rtol=2e-6, atol=2e-7)
+
+
+def test_values_in_and_out():
+    net, x = networks.case("nnx")
+    got = run(session(jqz.export.onnx(net, x[:1])), x)[0]
+    np.testing.assert_allclose(got, networks.wanted("nnx", RULE)[0], atol=1e-6)
+
+
+def test_without_the_extra(monkeypatch):
+    net, x = networks.case("nnx")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match=r"pip install 'jqz\[onnx\]'"):
+        jqz.export.onnx(net, x)

@@ -1,0 +1,98 @@
+"""Files for LiteRT against its interpreter: XNNPACK and the reference kernels."""
+
+import sys
+
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+import jqz
+import jqz.export
+
+RUNTIMES = {
+    "xnnpack": (jqz.requant.XNNPACK(), OpResolverType.AUTO),
+    "reference": (jqz.Gemmlowp(), OpResolverType.BUILTIN_REF),
+}
+
+
+def litert(file, x, resolver=OpResolverType.AUTO):
+    interpreter = Interpreter(model_content=file, num_threads=1, experimental_op_resolver_type=resolver)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    details = interpreter.get_output_details()
+    return [interpreter.get_tensor(d["index"]) for d in details], [d["quantization"] for d in details]
+
+
+def input_codes(file, x):
+    scale, zero_point = Interpreter(model_content=file).get_input_details()[0]["quantization"]
+    return np.clip(np.rint(x / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_codes_are_ours(name, runtime):
+    net, x = networks.case(name)
+    rule, resolver = RUNTIMES[runtime]
+    file = jqz.export.tflite(net, x, interface=jqz.export.Codes())
+    got, grids = litert(file, input_codes(file, x), resolver)
+    want = networks.wanted(name, rule)
+    assert len(got) == len(want)
+    for theirs, (scale, zero_point), ours in zip(got, grids, want, strict=True):
+        if theirs.dtype == np.int8:
+            codes = np.rint(ours / np.float32(scale)) + zero_point
+            assert len(np.unique(codes)) > 20
+            np.testing.assert_array_equal(theirs, codes)
+        else:  # softmax and the like are float32 on the same codes
+            np.testing.assert_allclose(theirs, ours, rtol=2e-6, atol=2e-7)
+
+
+def test_values_in_and_out():
+    net, x = networks.case("mobile")
+    file = jqz.export.tflite(net, x[:1])
+    scale = float(net.sites["(result)"].grid.scale.reshape(()))
+    apart = [np.abs(litert(file, x[i : i + 1])[0][0] - networks.wanted("mobile", jqz.requant.XNNPACK())[0][i]).max()
+             for i in range(10)]  # fmt: skip
+    assert max(apart) < 2.5 * scale  # a tie at the input may fall otherwise
+    assert np.median(apart) < 1e-6
+
+
+def test_weights_take_a_byte_each():
+    net, x = networks.case("mobile")
+    codes = sum(leaf.codes.size for leaf in _qtensors(net.qparams))
+    assert codes < len(jqz.export.tflite(net, x[:1])) < codes + 12_000
+
+
+def _qtensors(tree):
+    import jax
+
+    leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, jqz.QTensor))
+    return [leaf for leaf in leaves if isinstance(leaf, jqz.QTensor)]
+
+
+def test_without_the_extra(monkeypatch):
+    net, x = networks.case("nnx")
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(ImportError, match=r"pip install 'jqz\[tflite\]'"):
+        jqz.export.tflite(net, x)
+
+
+def refused(fn, weight_scheme=None, **params):
+    """The message for a function that has no operators."""
+    policy = jqz.Policy(weight_scheme or jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6)), jnp.float32)
+    net = jqz.convert(fn, {"w": jnp.eye(6), **params}, [x], policy)
+    with pytest.raises(ValueError, match="export: ") as caught:
+        jqz.export.tflite(net, x)
+    return str(caught.value)
+
+
+def test_refusals_name_the_equation_and_its_line():
+    message = refused(lambda params, x: jnp.sort(x @ params["w"]))
+    assert message.startswith("export: sort of (4, 6) at ")
+    assert "test_tflite.py:" in message
+    assert "mul" in refused(lambda params, x: (x @ params["w"]) * jnp.tanh(x @ params["w"]))
+    assert "Use Symmetric(bits=8" in refused(lambda params, x: x @ params["w"], jqz.Asymmetric(bits=8))
+    assert "PerAxis(1)" in refused(lambda params, x: x @ params["w"], jqz.Symmetric(bits=8, granularity=jqz.PerAxis(0)))
