@@ -1,13 +1,13 @@
 """How few bits does ResNet-20 on Fashion-MNIST need, when each layer gets its own?
 
     python benchmarks/mixed_precision.py            # some minutes on two cores
-    python benchmarks/mixed_precision.py --images 128
+    python benchmarks/mixed_precision.py --only absmax --measures KL
 
-The network is tests/data/resnet20_fashion.npz. ``sensitivity`` scores all layers under Symmetric schemes of 8 to 2
-bits, one grid a channel, on training images without their labels; ``search`` chooses widths from the scores. The first
-table compares one width for all layers with chosen widths of the same average, all on the test images. The second
-says how many bits suffice for a loss of one point, chosen by the accuracy on training images that nothing else uses.
-Rounding is to the nearest level; nothing else is repaired.
+The network is tests/data/resnet20_fashion.npz. ``sensitivity`` scores all layers under schemes of 8 to 2 bits, one grid
+a channel, on training images without their labels; ``search`` chooses from the scores. The first table compares one
+width for all layers with chosen widths of the same average, all on the test images. The second says how many bits
+suffice for a loss of one point, by the accuracy on training images that the scores do not use (the network was trained
+on them). Rounding is to the nearest level; nothing else is repaired.
 """
 
 import argparse
