@@ -1,13 +1,13 @@
 """How few bits does ResNet-20 on Fashion-MNIST need, when each layer gets its own?
 
     python benchmarks/mixed_precision.py            # some minutes on two cores
-    python benchmarks/mixed_precision.py --images 128
+    python benchmarks/mixed_precision.py --only absmax --measures KL
 
-The network is tests/data/resnet20_fashion.npz. ``sensitivity`` scores all layers under Symmetric schemes of 8 to 2
-bits, one grid a channel, on training images without their labels; ``search`` chooses widths from the scores. The first
-table compares one width for all layers with chosen widths of the same average, all on the test images. The second
-says how many bits suffice for a loss of one point, chosen by the accuracy on training images that nothing else uses.
-Rounding is to the nearest level; nothing else is repaired.
+The network is tests/data/resnet20_fashion.npz. ``sensitivity`` scores all layers under schemes of 8 to 2 bits, one grid
+a channel, on training images without their labels; ``search`` chooses from the scores. The first table compares one
+width for all layers with chosen widths of the same average, all on the test images. The second says how many bits
+suffice for a loss of one point, by the accuracy on training images that the scores do not use (the network was trained
+on them). Rounding is to the nearest level; nothing else is repaired.
 """
 
 import argparse
@@ -33,10 +33,14 @@ from parts import fashion_mnist
 MODEL = ResNet((3, 3, 3), 16, stem=3, classes=10, stem_stride=2)
 CHANNEL = jqz.PerAxis(-1)
 WIDTHS = range(8, 1, -1)
-#: Kinds of candidates: the largest magnitude is a level; a range that clips for the least error.
+ABSMAX = tuple(jqz.Symmetric(bits=bits, granularity=CHANNEL) for bits in WIDTHS)
+OCTAV = tuple(jqz.Symmetric(bits=bits, granularity=CHANNEL, range=jqz.ranges.OCTAV()) for bits in WIDTHS)
+POWERS = tuple(jqz.PowerOfTwo(bits=bits, granularity=CHANNEL) for bits in (4, 3))
+#: Candidates: the largest magnitude is a level; a range that clips for the least error; whichever suits a layer.
 KINDS: dict[str, tuple[jqz.Scheme, ...]] = {
-    "absmax": tuple(jqz.Symmetric(bits=bits, granularity=CHANNEL) for bits in WIDTHS),
-    "OCTAV": tuple(jqz.Symmetric(bits=bits, granularity=CHANNEL, range=jqz.ranges.OCTAV()) for bits in WIDTHS),
+    "absmax": ABSMAX,
+    "OCTAV": OCTAV,
+    "any": (*(s for s in (*ABSMAX, *OCTAV) if s.bits <= 5), *POWERS),
 }
 MEASURES = {
     "KL": jqz.measures.OutputKL(),
@@ -93,6 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", help="of Fashion-MNIST's idx files")
     parser.add_argument("--images", type=int, default=256, help="unlabelled, for the scores (default 256)")
+    parser.add_argument("--only", nargs="+", default=[*KINDS], choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--measures", nargs="+", default=[*MEASURES], choices=MEASURES, help="of sensitivity")
     args = parser.parse_args()
     jqz.tune_allocator()
     data = fashion_mnist.load(args.data)
@@ -104,10 +110,11 @@ def main() -> None:
     exact = test(variables)
     print(f"float: {exact:.2f} % of the test images")
 
-    for kind, schemes in KINDS.items():
+    for kind in args.only:
+        schemes = KINDS[kind]
         rounded = Rounded(variables, schemes)
         given = (MODEL.apply, variables, [images], schemes)
-        scores = {name: scored(variables, images, schemes, name) for name in MEASURES}
+        scores = {name: scored(variables, images, schemes, name) for name in args.measures}
 
         def found(
             name: str, budget: typing.Any, schemes: tuple[jqz.Scheme, ...] = schemes, scores: typing.Any = scores
@@ -117,16 +124,18 @@ def main() -> None:
         lines = []
         for bits in (8.0, 6.0, 5.0, 4.0, 3.5, 3.0, 2.75, 2.5, 2.25, 2.0):
             one = [s for s in schemes if s.bits == bits]
+            if bits > max(s.bits for s in schemes):
+                continue
             cells = [f"{test(rounded(jqz.Policy(one[0]))):.2f}" if one else ""]
-            for name in MEASURES:
+            for name in args.measures:
                 choice = jqz.search(*given, jqz.budgets.AverageBits(bits), scores=scores[name])
                 cells.append(f"{test(rounded(choice.policy)):.2f}")
             lines.append([f"{bits:g}", *cells])
             print(lines[-1], flush=True)
-        report.table(["bits", "one width", *MEASURES], lines, f"test accuracy, %: {kind}, {exact:.2f} in float")
+        report.table(["bits", "one width", *args.measures], lines, f"test accuracy, %: {kind}, {exact:.2f} in float")
 
         lines = []
-        for name in MEASURES:
+        for name in args.measures:
             choice = jqz.search(*given, jqz.budgets.AccuracyDrop(1.0, held_out), scores=scores[name])
             reached = test(rounded(choice.policy))
             coded = jqz.size_bytes(jqz.quantize(variables, choice.policy))

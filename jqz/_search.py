@@ -11,11 +11,12 @@ from jqz import _paths
 from jqz._budgets import AccuracyDrop, Budget, Item
 from jqz._policy import Policy
 from jqz._scheme import Identity, Scheme
+from jqz._sensitivity import Sensitivity
 from jqz._solvers import Exact, Front, Solver
 from jqz._transform import quantize, size_bytes
 
 if typing.TYPE_CHECKING:
-    from jqz.algorithms.sensitivity import Candidates, Sensitivity
+    from jqz.algorithms.sensitivity import Candidates
 
 
 @typing.final
@@ -35,7 +36,7 @@ class Found:
     policy: Policy
     index: int
     front: Front
-    sensitivity: "Sensitivity"
+    sensitivity: Sensitivity
     budget: Budget
     accuracy: Mapping[int, float]
 
@@ -69,7 +70,7 @@ def search(
     candidates: "Candidates",
     budget: Budget,
     *,
-    scores: "Sensitivity | None" = None,
+    scores: Sensitivity | None = None,
     solver: Solver = Exact(),
     ties: Sequence[Sequence[str]] = (),
 ) -> Found:
@@ -207,7 +208,7 @@ def _groups(paths: Sequence[str], ties: Sequence[Sequence[str]]) -> list[list[st
     return list(out.values())
 
 
-def _policy(scores: "Sensitivity", choices: np.ndarray) -> Policy:
+def _policy(scores: Sensitivity, choices: np.ndarray) -> Policy:
     return Policy({path: scores.candidates[c] for path, c in zip(scores.paths, choices, strict=True)})
 
 

@@ -29,7 +29,7 @@ FLOORS = (
     ("_qtensor", "schemes/*"),
     ("_learnable", "schemes", "nnabla"),
     # 3: which scheme where; the walk
-    ("_policy", "_values", "_stacked", "_expression", "_samples"),
+    ("_policy", "_values", "_stacked", "_expression", "_samples", "_sensitivity"),
     ("_walk",),
     ("_interpret", "_pending"),
     ("_flow",),
@@ -46,8 +46,9 @@ FLOORS = (
     ("_audit",),
     ("_nodes", "_complete", "_runtime"),  # what exporters share
     ("_operators",),
-    ("_channels", "algorithms/sensitivity"),
+    ("_channels",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
+    ("analysis/report",),
     ("algorithms", "training", "analysis", "files", "export"),
     ("_convert", "_lowered", "_search"),
     # 6: the command
@@ -65,9 +66,10 @@ def _name(room):
 
 def _floor(room):
     name = _name(room)
-    for floor, names in enumerate(FLOORS):
-        if name in names or (name == room and f"{name.rpartition('/')[0]}/*" in names):
-            return floor
+    own = [floor for floor, names in enumerate(FLOORS) if name in names]
+    shared = [floor for floor, names in enumerate(FLOORS) if name == room and f"{name.rpartition('/')[0]}/*" in names]
+    if own or shared:
+        return (own or shared)[0]
     raise AssertionError(f"jqz/{room}.py stands on no floor: add it to FLOORS.")
 
 

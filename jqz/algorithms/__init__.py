@@ -47,6 +47,7 @@ choosing                      question                                          
 ``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
 """
 
+from jqz._sensitivity import Sensitivity
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.equalization import equalize
@@ -54,7 +55,7 @@ from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
-from jqz.algorithms.sensitivity import Sensitivity, sensitivity
+from jqz.algorithms.sensitivity import sensitivity
 from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
 

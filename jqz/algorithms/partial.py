@@ -6,9 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from jqz._flow import flow
 from jqz._policy import Policy
 from jqz._scheme import Scheme
-
-if typing.TYPE_CHECKING:
-    from jqz.algorithms.sensitivity import Sensitivity
+from jqz._sensitivity import Sensitivity
 
 
 def layers(fn: Callable[..., typing.Any], params: typing.Any, *args: typing.Any) -> tuple[str, ...]:
@@ -87,7 +85,7 @@ def skip_last(layers: Sequence[str], scheme: Scheme, count: int = 1, instead: Sc
     return _split("skip_last", layers, skipped, scheme, instead)
 
 
-def most_sensitive(scores: "Sensitivity", scheme: Scheme, count: int = 1, instead: Scheme | None = None) -> Policy:
+def most_sensitive(scores: Sensitivity, scheme: Scheme, count: int = 1, instead: Scheme | None = None) -> Policy:
     """A policy that gives all layers but the ``count`` most sensitive ones a scheme, and those ``instead``.
 
     Args:

@@ -15,6 +15,7 @@ which classes does it take for each other?                ``confusion``, ``simil
                                                           ``group_classes``, ``grouped_accuracy``,
                                                           ``regroup``
 what does it look like?                                   ``figures``
+all of it on one page                                     ``report``
 ========================================================= ==========================================
 """
 
@@ -31,6 +32,7 @@ from jqz.analysis.grouping import (
 )
 from jqz.analysis.knee import knee
 from jqz.analysis.levels import AverageLevels, Levels, average_levels, levels
+from jqz.analysis.report import report
 from jqz.analysis.sizes import CODERS, Size, Sizes, sizes
 from jqz.analysis.sqnr import SQNR, sqnr, sqnr_db
 
@@ -56,6 +58,7 @@ __all__ = [
     "levels",
     "mean_efficiency",
     "regroup",
+    "report",
     "similarity",
     "sizes",
     "sqnr",

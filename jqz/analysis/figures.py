@@ -32,12 +32,12 @@ def channels(tensors: Mapping[str, typing.Any], axis: int = -1, unit: str = "val
       ImportError: matplotlib is not installed.
       ValueError: a tensor is empty or not finite.
 
-    >>> import jax, jqz
+    >>> import numpy as np
     >>> from jqz.analysis import figures
-    >>> w = jax.random.normal(jax.random.key(0), (3, 3, 8, 16))
-    >>> figure = figures.channels({"float": w, "4 bits": jqz.fake_quantize(w, jqz.Symmetric(bits=4))})
-    >>> len(figure.axes)
-    2
+    >>> w = np.random.default_rng(0).normal(size=(3, 3, 8, 16))
+    >>> figure = figures.channels({"float": w, "whole numbers": w.round()}, unit="weight")
+    >>> [axes.get_title() for axes in figure.axes]
+    ['float', 'whole numbers']
 
     References: figure 1 of arXiv:1910.04877.
     """
@@ -65,12 +65,12 @@ def histograms(tensors: Mapping[str, typing.Any], bins: int = 101, unit: str = "
       ImportError: matplotlib is not installed.
       ValueError: a tensor is empty or not finite.
 
-    >>> import jax, jqz
+    >>> import numpy as np
     >>> from jqz.analysis import figures
-    >>> w = jax.random.normal(jax.random.key(0), (64, 64))
-    >>> figure = figures.histograms({str(b): jqz.fake_quantize(w, jqz.Symmetric(bits=b)) for b in (8, 4, 2)})
-    >>> [axes.get_title() for axes in figure.axes]
-    ['8', '4', '2']
+    >>> w = np.random.default_rng(0).normal(size=(64, 64))
+    >>> figure = figures.histograms({f"{digits} digits": w.round(digits) for digits in (2, 1, 0)})
+    >>> figure.axes[2].get_title(), figure.axes[2].get_yscale()
+    ('0 digits', 'log')
 
     References: figure 2 of arXiv:1910.04877.
     """
@@ -213,7 +213,9 @@ def sensitivities(scores: typing.Any, layers: Sequence[str], schemes: Sequence[s
     logs = np.full(table.shape, np.nan)
     np.log10(table, out=logs, where=table > 0)
     image = axes.imshow(logs, cmap="Greys", aspect="auto")
-    _cells(axes, table, lambda x: f"{x:.2g}" if x > 0 else "", dark=np.nan, shade=logs)
+    seen = logs[np.isfinite(logs)]
+    dark = float(seen.min() + seen.max()) / 2 if seen.size else 0.0
+    _cells(axes, table, lambda x: f"{x:.2g}" if x > 0 else "", dark, logs)
     axes.set_xticks(range(len(schemes)), schemes, rotation=45, ha="right")
     axes.set_yticks(range(len(layers)), layers)
     figure.colorbar(image, ax=axes, label=f"log10 of {unit}")
@@ -243,11 +245,9 @@ def _styles() -> Iterator[dict[str, typing.Any]]:
         yield {"linestyle": line, "marker": marker, "color": shade, "markersize": 4}
 
 
-def _cells(axes: typing.Any, table: np.ndarray, text: typing.Any, dark: float, shade: np.ndarray | None = None) -> None:
-    """Writes each number into its cell, in white where the cell is dark."""
-    shade = table if shade is None else shade
-    if math.isnan(dark):
-        dark = (np.nanmin(shade) + np.nanmax(shade)) / 2 if np.isfinite(shade).any() else 0.0
+def _cells(axes: typing.Any, table: np.ndarray, text: typing.Any, dark: float, shade: typing.Any = None) -> None:
+    """Writes each number into its cell, in white where the cell is dark: where its shade exceeds ``dark``."""
+    shades = np.asarray(table if shade is None else shade)
     for (row, column), number in np.ndenumerate(table):
-        colour = "white" if shade[row, column] > dark else "black"
+        colour = "white" if shades[row, column] > dark else "black"
         axes.text(column, row, text(number), ha="center", va="center", color=colour, fontsize=7)

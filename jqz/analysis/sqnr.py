@@ -1,6 +1,7 @@
 """Is a tensor rounded as well as its distribution allows?"""
 
 import dataclasses
+import functools
 import math
 import typing
 
@@ -81,13 +82,14 @@ def sqnr(values: typing.Any, scheme: Scheme, seed: int = 0) -> SQNR:
     (True, True)
     """
     float64("sqnr", values)
-    x = jnp.asarray(values)
-    keys = jax.random.split(jax.random.key(seed))
+    return SQNR(*(sqnr_db(*pair) for pair in _pairs(scheme, jnp.asarray(values), jax.random.key(seed))))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pairs(scheme: Scheme, x: jax.Array, key: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """The tensor, Gaussian and Laplace samples like it, and what each is rounded to."""
     deviation = scheme.granularity.reduce(lambda blocks, axes: jnp.std(blocks, axis=axes, keepdims=True), x)
     spread = jnp.broadcast_to(scheme.granularity.expand(deviation, x.shape), x.shape)
-    samples = [draw(key, x.shape, x.dtype) * spread for draw, key in zip(_DRAWS, keys, strict=True)]
-    simulate = jax.jit(scheme.simulate)
-    return SQNR(*(sqnr_db(sample, simulate(sample)) for sample in (x, *samples)))
-
-
-_DRAWS = (jax.random.normal, jax.random.laplace)
+    draws = zip((jax.random.normal, jax.random.laplace), jax.random.split(key), strict=True)
+    samples = [x, *(draw(k, x.shape, x.dtype) * spread for draw, k in draws)]
+    return [(sample, scheme.simulate(sample)) for sample in samples]

@@ -39,7 +39,7 @@ def test_a_fine_uniform_grid_has_noise_of_a_twelfth_of_its_square():
     [
         jqz.Symmetric(bits=4),
         jqz.Symmetric(bits=4, granularity=jqz.PerGroup(32, axis=0)) >> jqz.PowerOfTwo(bits=4),
-        jqz.Codebook(bits=2, granularity=jqz.PerAxis(-1)),
+        jqz.NormalFloat(bits=3, granularity=jqz.PerAxis(-1)),
     ],
     ids=repr,
 )
