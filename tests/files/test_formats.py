@@ -99,6 +99,17 @@ def test_npz_of_numpy(tmp_path):
         jqz.files.npz.write(path, {"a": jnp.ones(2, jnp.bfloat16)})
 
 
+def test_npz_whose_directory_is_misplaced(tmp_path):
+    path = tmp_path / "net.npz"
+    jqz.files.npz.write(path, TREE)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x05\x06") + 17] += 16  # 4096 bytes on: members then begin before the file does
+    path.write_bytes(data)
+    for read in (jqz.files.npz.read, jqz.files.npz.scan):
+        with pytest.raises(ValueError, match="net.npz': it is damaged"):
+            read(path)
+
+
 def test_msgpack_of_flax(tmp_path):
     path = tmp_path / "net.msgpack"
     tree = {"params": {"w": jnp.ones((2, 3), jnp.bfloat16)}, "step": 3, "list": [np.ones(2)]}
