@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jqz import _graph as g
 from jqz._activations import Meeting
+from jqz._pending import rounded_product
 from jqz._requant import IntegerBias
 from jqz._scheme import Scheme
 from jqz._values import Lazy, Value, as_levels, is_weight
@@ -142,7 +143,7 @@ class Linear(Node):
             ends = jnp.float32(-jnp.inf) if low is None else low, jnp.float32(jnp.inf) if high is None else high
             ends = [jnp.where(jnp.isinf(end), end * jnp.sign(factor), end * factor) for end in ends]
             low, high = jnp.minimum(*ends), jnp.maximum(*ends)
-        offset = None if self.offset is None else self.offset * factor
+        offset = None if self.offset is None else rounded_product(self.offset, factor)
         return dataclasses.replace(self, factor=self.factor * factor, offset=offset, low=low, high=high)
 
     def plus(self, offset: jax.Array) -> "Linear":
