@@ -106,7 +106,7 @@ def test_npz_whose_directory_is_misplaced(tmp_path):
     data[data.rindex(b"PK\x05\x06") + 17] += 16  # 4096 bytes on: members then begin before the file does
     path.write_bytes(data)
     for read in (jqz.files.npz.read, jqz.files.npz.scan):
-        with pytest.raises(ValueError, match="net.npz': it is damaged"):
+        with pytest.raises(ValueError, match=r"net.npz': it is damaged"):
             read(path)
 
 
