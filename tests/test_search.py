@@ -139,7 +139,7 @@ def operations_of(policy):
         (budgets.Bytes(600), bytes_of, 600),
         (budgets.BitOperations(120_000), operations_of, 120_000),
     ],
-    ids=repr,
+    ids=["average bits 3.2", "average bits 6", "bytes", "bit operations"],
 )
 def test_the_choice_is_the_best_within_the_budget(budget, cost, limit):
     choice = found(budget)
