@@ -189,5 +189,5 @@ def test_refused_arguments():
     for percent in (50, 100.1):
         with pytest.raises(ValueError, match="wanted more than 50"):
             Percentile(percent)
-    with pytest.raises(ValueError, match="wanted a positive integer"):
+    with pytest.raises(ValueError, match="wanted 1 to 65536"):
         MSE(candidates=0)
