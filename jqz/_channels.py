@@ -29,6 +29,7 @@ class Channels(Pending):
       leaves: these parameters, by path.
       axis: of the array, along which they lie.
       root: the parameter whose root was taken, if one was.
+      bare: the path of the parameter, if this is one as it stands.
     """
 
     express: Callable[[Leaves], jax.Array]
@@ -37,16 +38,11 @@ class Channels(Pending):
     size: tuple[int, ...]
     dtype: typing.Any
     root: str | None = None
+    bare: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.size
-
-    @property
-    def bare(self) -> str | None:
-        """The path of the parameter, if this is one as it stands."""
-        path, *others = self.leaves
-        return None if others or self.express is not _its_own(path) else path
 
     def decode(self) -> jax.Array:
         return self.given({})
@@ -56,14 +52,6 @@ class Channels(Pending):
         wide = tuple(n if axis == self.axis else 1 for axis, n in enumerate(self.size))
         vector = self.express({**self.leaves, **changed}).astype(self.dtype)
         return jnp.broadcast_to(vector.reshape(wide), self.size)
-
-
-_OWN: dict[str, Callable[[Leaves], jax.Array]] = {}
-
-
-def _its_own(path: str) -> Callable[[Leaves], jax.Array]:
-    """The expression that is a parameter: one object for a path."""
-    return _OWN.setdefault(path, lambda leaves: leaves[path])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -229,7 +217,8 @@ def walk_channels(
         name = path_name(path)
         if leaf.ndim > 1:
             return Weight(leaf, name, tuple(range(leaf.ndim))) if tables else leaf
-        return Channels(_its_own(name), {name: jnp.asarray(leaf)}, 0, leaf.shape, leaf.dtype)
+        own = {name: jnp.asarray(leaf)}
+        return Channels(lambda leaves: leaves[name], own, 0, leaf.shape, leaf.dtype, bare=name)
 
     tree = treedef.unflatten([tagged(path, leaf) for path, leaf in flat])
     return walk_through(fn, (tree, *args), {}, walk), walk
@@ -245,3 +234,27 @@ def replaced(params: typing.Any, changed: Leaves) -> typing.Any:
 def as_args(batch: typing.Any) -> tuple[typing.Any, ...]:
     """The arguments of a function after its parameters: a batch is one of them, or a tuple."""
     return batch if isinstance(batch, tuple) else (batch,)
+
+
+def verify(
+    who: str,
+    fn: Callable[..., typing.Any],
+    args: Sequence[typing.Any],
+    params: typing.Any,
+    changed: Leaves,
+    tolerance: float,
+) -> typing.Any:
+    """The tree with other values for some leaves, if a function computes the same on it.
+
+    Raises:
+      ValueError: a result differs by more than ``tolerance`` of the largest magnitude in it.
+    """
+    new, run = replaced(params, changed), jax.jit(lambda params: fn(params, *args))
+    for a, b in zip(*(jax.tree.leaves(run(tree)) for tree in (params, new)), strict=True):
+        error = float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(a)), 1e-30))
+        if not error <= tolerance:
+            raise ValueError(
+                f"{who}: the outputs change by {error:.1e} of their magnitude, more than {tolerance:.0e}: one of "
+                f"{sorted(changed)} is used in a way that is not seen here. Leave these parameters as they are."
+            )
+    return new

@@ -139,17 +139,10 @@ def _float_multiplier(numerators: Pair, denominator: jax.Array) -> jax.Array:
     return quotient(numerators[0] * numerators[1], denominator)
 
 
-@typing.final
-@dataclasses.dataclass(frozen=True)
-class Float32Requant(Requant):
-    """``rint(float32(acc) * float32(s_x * s_w / s_y)) + zero_point``: the default.
+class _Float32(Requant):
+    """``rint(float32(acc) * float32(s_x * s_w / s_y)) + zero_point``, with one of the ways to add biases."""
 
-    Args:
-      bias: ``RealBias()`` (the default): inference equals ``simulated`` training to float rounding; or
-        ``IntegerBias()``: bit-exact with runtimes that store biases as int32.
-    """
-
-    bias: Bias = RealBias()
+    bias: Bias
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
         return self.nearest(acc.astype(jnp.float32) * _float_multiplier(numerators, denominator))
@@ -178,6 +171,19 @@ class Float32Requant(Requant):
         return _nearest(x, zero_point, low, high)
 
 
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Float32Requant(_Float32):
+    """``rint(float32(acc) * float32(s_x * s_w / s_y)) + zero_point``: the default.
+
+    Args:
+      bias: ``RealBias()`` (the default): inference equals ``simulated`` training to float rounding; or
+        ``IntegerBias()``: bit-exact with runtimes that store biases as int32.
+    """
+
+    bias: Bias = RealBias()
+
+
 @functools.partial(jax.jit, inline=True)  # traced once for a shape
 def _nearest(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int) -> jax.Array:
     zero = jnp.asarray(zero_point, jnp.float32)
@@ -189,7 +195,7 @@ def _nearest(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, hi
 
 @typing.final
 @dataclasses.dataclass(frozen=True)
-class XNNPACK(Requant):
+class XNNPACK(_Float32):
     """As ``Float32Requant(IntegerBias())``; sums of two coded tensors in fixed point: what LiteRT does by default.
 
     A sum multiplies both by integers, of which the larger has 21 bits, and shifts the total, ties up.
@@ -200,26 +206,7 @@ class XNNPACK(Requant):
     [18, 5]
     """
 
-    def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
-        return Float32Requant().scaled(acc, numerators, denominator)
-
-    def __call__(
-        self,
-        acc: jax.Array,
-        numerators: Pair,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-        offset: jax.Array | None = None,
-    ) -> jax.Array:
-        rule = Float32Requant(IntegerBias())
-        return rule(acc, numerators, denominator, zero_point, low, high, offset)
-
-    def of_real(
-        self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
-    ) -> jax.Array:
-        return Float32Requant().of_real(x, zero_point, low, high)
+    bias: Bias = dataclasses.field(default=IntegerBias(), init=False, repr=False)
 
     def sum(
         self,

@@ -116,7 +116,7 @@ def test_weights_are_read_without_running_code_of_theirs(monkeypatch):
             return sys.modules["torch._utils"]._rebuild_tensor_v2, self.args
 
     class Storage:
-        pass
+        """The numbers of a tensor, which its pickle names and does not hold."""
 
     for name, members in (("torch", ("FloatStorage",)), ("torch._utils", ("_rebuild_tensor_v2",))):
         module = types.ModuleType(name)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jqz._channels import Channels, Handlers, as_args, replaced, walk_channels
+from jqz._channels import Channels, Handlers, as_args, verify, walk_channels
 from jqz._rows import output_axes
 from jqz._transform import named_leaves
 from jqz._values import Pending, Value, Weight
@@ -60,9 +60,6 @@ def equalize(
     uses: dict[str, int] = {}
     args = as_args(batch)
 
-    def output(params: typing.Any) -> typing.Any:
-        return fn(params, *args)
-
     def look(params: typing.Any) -> typing.Any:
         return walk_channels(fn, params, args, Handlers(), _rules(found, readers, uses), structure.RULES)[0]
 
@@ -84,16 +81,7 @@ def equalize(
         leaves, moved = _sweep(tuple(pair.plan for pair in pairs), leaves)
         if moved < 1e-3:
             break
-    equal = replaced(params, leaves)
-    outputs = [jax.tree.leaves(jax.jit(output)(tree)) for tree in (params, equal)]
-    for a, b in zip(*outputs, strict=True):
-        error = float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(a)), 1e-30))
-        if not error <= tolerance:
-            raise ValueError(
-                f"equalize: the outputs change by {error:.1e} of their magnitude, more than {tolerance:.0e}: one of "
-                f"{sorted(leaves)} is used in a way that is not seen here. Leave the weights as they are."
-            )
-    return equal
+    return verify("equalize", fn, args, params, leaves, tolerance)
 
 
 class _Plan(typing.NamedTuple):
