@@ -87,7 +87,7 @@ class Add(Operator):
 
 @_tree("low", "high", "factor")
 class Sum(Operator):
-    """Sums over axes, times ``factor``: means, mostly; of codes or of float32."""
+    """Sums over axes, times ``factor``: means, mostly; of codes or of float32. The result may keep axes of length 1."""
 
     factor: typing.Any
     axes: tuple[int, ...]

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 
 from jqz import _graph as g
 from jqz._activations import Meeting
-from jqz._pending import rounded_product
-from jqz._requant import IntegerBias
+from jqz._requant import IntegerBias, rounded_product
 from jqz._scheme import Scheme
 from jqz._values import Lazy, Value, as_levels, is_weight
 from jqz._walk import Equation, Walk
@@ -301,6 +300,12 @@ class Pooled(Source):
     @property
     def floats(self) -> bool:
         return self.x.floats
+
+    def keeps(self, shape: tuple[int, ...]) -> bool:
+        """Whether sums over axes have this shape if these axes stay, with length 1."""
+        return self.kind is g.Sum and shape == tuple(
+            1 if axis in self.args[0] else length for axis, length in enumerate(self.x.shape)
+        )
 
     def emit(self, build: Builder, grid: g.Grid | None, value: Linear) -> int:
         _only_scalars(value)

@@ -1,5 +1,6 @@
 """From a quantized function to the operators of an integer runtime: one more table of rules for the walk."""
 
+import dataclasses
 import functools
 import math
 import typing
@@ -207,6 +208,9 @@ def rules(build: Builder) -> dict[str, Rule]:
             return Softened(eqn.avals[0].shape, x.stage)
         if math.prod(eqn.avals[0].shape) != math.prod(x.shape):
             refuse(eqn, "no operator repeats values.")
+        shape = eqn.avals[0].shape
+        if isinstance(x, Linear) and isinstance(x.source, Pooled) and x.offset is None and x.source.keeps(shape):
+            return Linear(dataclasses.replace(x.source, shape=shape), shape, x.factor.reshape((1,) * len(shape)))
         return moved(eqn, [x], g.Reshape)
 
     def transpose(eqn: Equation, x: Value) -> Value:

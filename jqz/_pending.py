@@ -15,7 +15,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jqz._requant import Pair, Requant, shift_half_away
+from jqz._fixed_point import shift_half_away
+from jqz._requant import Pair, Requant, rounded_product
 from jqz._scheme import quotient
 from jqz._values import Activation, Levels, Pending, Value
 
@@ -88,17 +89,46 @@ class Waiting(Pending, abc.ABC):
         return "real" in self.__dict__
 
 
-class Part(typing.NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
     """Integers, or a value that waits, times two scales that broadcast to them."""
 
     integers: jax.Array | Waiting
     scales: Pair
 
+    def times(self, factor: jax.Array) -> "Part":
+        return dataclasses.replace(self, scales=(self.scales[0], self.scales[1] * factor))
 
+    def over(self, unit: jax.Array) -> "Part":
+        first, second = self.scales
+        return Part(self.integers, (quotient(first * second, unit), jnp.ones_like(second)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class OfCodes(Part):
     """The codes of a tensor, less their zero point: at most 255 in magnitude, with one scale."""
 
-    __slots__ = ()
+    zero_point: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfSums(Part):
+    """Sums of so many codes of a tensor each, less their zero points, with one scale."""
+
+    count: int
+    zero_point: jax.Array
+
+    def times(self, factor: jax.Array) -> Part:
+        return Part(self.integers, self.scales).times(factor)
+
+    def over_count(self) -> "OfMeans":
+        ones = jnp.ones_like(self.scales[1])
+        return OfMeans(self.integers, (self.scales[0], ones / self.count), self.count, self.zero_point)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfMeans(OfSums):
+    """The same sums, of which each stands for a mean."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,7 +143,8 @@ class Scaled(Waiting):
     @functools.cached_property
     def real(self) -> jax.Array:
         total = None
-        for integers, scales in self.parts:
+        for part in self.parts:
+            integers, scales = part.integers, part.scales
             numbers = integers.real if isinstance(integers, Waiting) else integers.astype(scales[0].dtype)
             term = numbers * (scales[0] * scales[1])
             total = term if total is None else total + term
@@ -121,10 +152,15 @@ class Scaled(Waiting):
         return total if self.offset is None else total + self.offset
 
     def codes(self, target: Target) -> jax.Array:
-        (integers, scales), *more = self.parts
+        first, *more = self.parts
         bounds = target.zero_point, target.low, target.high
-        if not more and not isinstance(integers, Waiting):
-            return target.rule(integers, scales, target.scale, *bounds, offset=self.offset)
+        if not more and not isinstance(first.integers, Waiting):
+            if isinstance(first, OfMeans) and self.offset is None:
+                sums, scale = first.integers, first.scales[0]
+                codes = target.rule.mean(sums, first.count, first.zero_point, scale, target.scale, *bounds)
+                if codes is not None:
+                    return codes
+            return target.rule(first.integers, first.scales, target.scale, *bounds, offset=self.offset)
         if self.offset is None and all(isinstance(part, OfCodes) and part.scales[1].size == 1 for part in self.parts):
             terms = [(part.integers, part.scales[0] * part.scales[1]) for part in self.parts]
             codes = target.rule.sum(typing.cast(typing.Any, terms), target.scale, *bounds)
@@ -133,16 +169,14 @@ class Scaled(Waiting):
         if target.rule.integer or self.known:
             return self.rounded(target)
         # in units of the result, so that every part is multiplied once
-        parts = tuple(
-            Part(i, (quotient(first * second, target.scale), jnp.ones_like(second)))
-            for i, (first, second) in self.parts
-        )
+        parts = tuple(part.over(target.scale) for part in self.parts)
         offset = None if self.offset is None else quotient(self.offset, target.scale)
         return target.rule.of_real(Scaled(self.aval, parts, offset).real, *bounds)
 
     def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
         total = _multiples(self.offset, unit) if self.offset is not None else jnp.int32(0)
-        for integers, (first, second) in self.parts:
+        for part in self.parts:
+            integers, (first, second) = part.integers, part.scales
             if not isinstance(integers, Waiting):
                 term = rule.scaled(integers, (first, second), unit)
             elif first.size == second.size == 1:
@@ -155,7 +189,7 @@ class Scaled(Waiting):
 
     def times(self, factor: jax.Array) -> "Scaled":
         """The value times real numbers that broadcast to it."""
-        parts = tuple(part._replace(scales=(part.scales[0], part.scales[1] * factor)) for part in self.parts)
+        parts = tuple(part.times(factor) for part in self.parts)
         offset = None if self.offset is None else rounded_product(self.offset, factor)
         return dataclasses.replace(self, parts=parts, offset=offset, origin=None)
 
@@ -251,15 +285,6 @@ class Constant(Waiting):
         return _multiples(self.real, unit)
 
 
-def rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The product, rounded before anything is added to it.
-
-    Compilers fuse the two where they see both, so that offsets would differ in the last place between programs: and
-    with them one bias in a thousand, in steps of accumulators.
-    """
-    return jax.lax.optimization_barrier(a * b)
-
-
 def _multiples(x: jax.Array, unit: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip(x / unit, -LIMIT, LIMIT)).astype(jnp.int32)
 
@@ -278,11 +303,14 @@ def waiting(value: Value) -> Waiting | None:
     levels = value.rounded
     if levels.scale.size != 1 or levels.dtype != jnp.float32:
         return None
-    integers = levels.levels.astype(jnp.int32)
-    if levels.zero_point is not None:
-        integers = integers - levels.zero_point
+    integers, zero_point = levels.levels.astype(jnp.int32), levels.zero_point
+    if zero_point is None:
+        zero_point = jnp.int32(0)
+    else:
+        integers = integers - zero_point
     one = jnp.ones((1,) * levels.ndim, jnp.float32)
-    aval, part = jax.ShapeDtypeStruct(levels.shape, levels.dtype), OfCodes(integers, (levels.scale, one))
+    part = OfCodes(integers, (levels.scale, one), zero_point.reshape(()))
+    aval = jax.ShapeDtypeStruct(levels.shape, levels.dtype)
     return Scaled(aval, (part,), origin=value)
 
 

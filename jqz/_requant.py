@@ -10,7 +10,7 @@ rule               acc * multiplier                                             
 ``Gemmlowp``       31-bit integer product, then a rounding shift, ties away     LiteRT's reference kernels
 ``Ruy``            31-bit integer product, then a rounding shift, ties up       LiteRT's ruy kernels
 ``HalfAway``       float32 product, ties away from zero                         Arm NN's reference backend
-``XNNPACK``        as ``Float32Requant``, integer biases; sums in fixed point   XNNPACK, sums included
+``XNNPACK``        as ``Float32Requant``, integer biases; sums in fixed point   XNNPACK, sums and means too
 ================== ============================================================ ==========================
 """
 
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _rounding
+from jqz._fixed_point import high_multiply, integer_multiplier, shift_half_away, shift_up
 from jqz._scheme import quotient
 
 __all__ = ["XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "IntegerBias", "RealBias", "Requant", "Ruy"]
@@ -102,6 +103,31 @@ class Requant(abc.ABC):
         """
         return None
 
+    def mean(
+        self,
+        sums: jax.Array,
+        count: int,
+        zeros: jax.Array | int,
+        scale: jax.Array,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        """int8 codes of the means of codes where a runtime has its own way; None: as of a product.
+
+        Args:
+          sums: of ``count`` codes each, less their zero points: int32.
+          count: at most 2**16.
+          zeros: the zero point of each of these codes.
+          scale: the positive float32 scale of these codes.
+          denominator: the positive float32 scale of the result.
+          zero_point: of the result.
+          low: the lowest code of the result.
+          high: the highest.
+        """
+        return None
+
     def nearest(self, x: jax.Array) -> jax.Array:
         """The int32 numbers nearest to real ones, saturating."""
         return jnp.round(jnp.clip(x, -(2.0**30), 2.0**30)).astype(jnp.int32)
@@ -139,6 +165,15 @@ def _float_multiplier(numerators: Pair, denominator: jax.Array) -> jax.Array:
     return quotient(numerators[0] * numerators[1], denominator)
 
 
+def rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product, rounded before anything is added to it.
+
+    Compilers fuse the two where they see both, so that offsets would differ in the last place between programs: and
+    with them one bias in a thousand, in steps of accumulators.
+    """
+    return jax.lax.optimization_barrier(a * b)
+
+
 class _Float32(Requant):
     """``rint(float32(acc) * float32(s_x * s_w / s_y)) + zero_point``, with one of the ways to add biases."""
 
@@ -162,6 +197,20 @@ class _Float32(Requant):
         product = acc.astype(jnp.float32) * _float_multiplier(numerators, denominator)
         product = product if rest is None else product + rest
         return self.of_real(product, zero_point, low, high)
+
+    def mean(
+        self,
+        sums: jax.Array,
+        count: int,
+        zeros: jax.Array | int,
+        scale: jax.Array,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        # as ONNX Runtime's global average pool, whose multiplier is s_in / (s_out * count)
+        return self(sums, (scale, jnp.ones_like(scale)), denominator * count, zero_point, low, high)
 
     def of_real(
         self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
@@ -198,7 +247,8 @@ def _nearest(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, hi
 class XNNPACK(_Float32):
     """As ``Float32Requant(IntegerBias())``; sums of two coded tensors in fixed point: what LiteRT does by default.
 
-    A sum multiplies both by integers, of which the larger has 21 bits, and shifts the total, ties up.
+    A sum multiplies both by integers, of which the larger has 21 bits, and shifts the total, ties up. A mean scales
+    the codes' sum, zero points included, and takes the zero points off in float32.
 
     >>> import jax.numpy as jnp, jqz
     >>> terms = [(jnp.array([10, -3]), jnp.float32(0.1)), (jnp.array([4, 4]), jnp.float32(0.2))]
@@ -223,6 +273,24 @@ class XNNPACK(_Float32):
         units = [jnp.round(jnp.ldexp(ratio, shift)).astype(jnp.int32) for ratio in ratios]
         total = sum((x * unit for (x, _), unit in zip(terms, units, strict=True)), jnp.int32(1) << (shift - 1))
         return jnp.clip((total >> shift) + zero_point, low, high).astype(jnp.int8)
+
+    def mean(
+        self,
+        sums: jax.Array,
+        count: int,
+        zeros: jax.Array | int,
+        scale: jax.Array,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        # of the codes as they are: their zero points are taken off, with that of the result, in float32
+        multiplier = quotient(scale, denominator) * (jnp.float32(1) / jnp.float32(count))
+        zeros = jnp.asarray(zeros, jnp.int32) * count
+        offset = jnp.asarray(zero_point, jnp.float32) - rounded_product(zeros.astype(jnp.float32), multiplier)
+        real = rounded_product((sums + zeros).astype(jnp.float32), multiplier) + offset
+        return jnp.clip(self.nearest(real), low, high).astype(jnp.int8)
 
 
 @typing.final
@@ -252,7 +320,7 @@ class Gemmlowp(Requant):
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
         mantissa, exponent = integer_multiplier(numerators, denominator)
-        product = high_multiply(_shift_up(acc, exponent), mantissa)
+        product = high_multiply(shift_up(acc, exponent), mantissa)
         return shift_half_away(product, jnp.maximum(-exponent, 0))
 
     def sum(
@@ -271,6 +339,26 @@ class Gemmlowp(Requant):
         total = self.scaled(halves[0] + halves[1], (larger, jnp.float32(2.0**-19)), denominator)
         return jnp.clip(total + zero_point, low, high).astype(jnp.int8)
 
+    def mean(
+        self,
+        sums: jax.Array,
+        count: int,
+        zeros: jax.Array | int,
+        scale: jax.Array,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        # as LiteRT's reference kernel: s_in / s_out * 2**shift / count, cut off after 31 bits
+        mantissa, exponent = integer_multiplier((scale, jnp.float32(1)), denominator)
+        shift = jnp.minimum(count.bit_length() - 1, 31 + exponent)
+        whole, rest = mantissa // count, (mantissa % count).astype(jnp.uint32)
+        mantissa = (whole << shift) + ((rest << shift.astype(jnp.uint32)) // count).astype(jnp.int32)
+        product = high_multiply(shift_up(sums, exponent - shift), mantissa)
+        codes = shift_half_away(product, jnp.maximum(shift - exponent, 0))
+        return jnp.clip(_saturating(codes, zero_point), low, high).astype(jnp.int8)
+
 
 @typing.final
 @dataclasses.dataclass(frozen=True)
@@ -281,80 +369,7 @@ class Ruy(Requant):
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
         mantissa, exponent = integer_multiplier(numerators, denominator)
-        product = high_multiply(_shift_up(acc, exponent), mantissa)
+        product = high_multiply(shift_up(acc, exponent), mantissa)
         shift = jnp.maximum(-exponent, 0)
         # (product + 2**(shift-1)) >> shift, without leaving int32
         return (product >> shift) + jnp.where(shift > 0, (product >> jnp.maximum(shift - 1, 0)) & 1, 0)
-
-
-def _shift_up(acc: jax.Array, exponent: jax.Array) -> jax.Array:
-    """``acc * 2**exponent``, saturating; ``acc`` where the exponent is not positive."""
-    shift = jnp.clip(exponent, 0, 30)
-    limit = jnp.int32(2**31 - 1) >> shift
-    return jnp.clip(acc, -limit, limit) << shift
-
-
-def high_multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``floor((a * b + 2**30) / 2**31)`` of int32, in 16-bit halves (JAX has no int64 by default).
-
-    This is gemmlowp's SaturatingRoundingDoublingHighMul for every pair but (-2**31, -2**31): nearest,
-    ties toward plus infinity. ``b`` may be negative, but not -2**31.
-    """
-    flip = b < 0
-    a, b = jnp.where(flip, -a, a), jnp.abs(b)
-    high_a, low_a = a >> 16, a & 0xFFFF
-    high_b, low_b = b >> 16, b & 0xFFFF
-    cross = high_a * low_b, low_a * high_b
-    low = ((low_a.astype(jnp.uint32) * low_b.astype(jnp.uint32)) >> 16).astype(jnp.int32)
-    carry = (cross[0] & 0x7FFF) + (cross[1] & 0x7FFF) + low + (1 << 14)
-    return high_a * high_b * 2 + (cross[0] >> 15) + (cross[1] >> 15) + (carry >> 15)
-
-
-def shift_half_away(x: jax.Array, shift: jax.Array) -> jax.Array:
-    """``x / 2**shift`` to the nearest integer, ties away from zero; 0 <= shift <= 31."""
-    mask = jnp.where(shift >= 31, jnp.int32(0x7FFFFFFF), (jnp.int32(1) << jnp.minimum(shift, 30)) - 1)
-    remainder = x & mask
-    threshold = (mask >> 1) + (x < 0).astype(jnp.int32)
-    return (x >> shift) + (remainder > threshold).astype(jnp.int32)
-
-
-def integer_multiplier(numerators: Pair, denominator: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(m, e) with ``n0 * n1 / d ~ m * 2**(e - 31)``, 2**30 <= abs(m) < 2**31: gemmlowp's form.
-
-    The quotient of the 24-bit mantissas is divided out bit by bit, so it is rounded once, half away, as from exact
-    arithmetic: float32 would lose 7 of the 31 bits. A multiplier below 2**-31 gives m = 0.
-    """
-    n0, n1, d = jnp.broadcast_arrays(*numerators, denominator)
-    (m0, e0), (m1, e1), (md, ed) = (jnp.frexp(jnp.abs(v).astype(jnp.float32)) for v in (n0, n1, d))
-    a, b, divisor = ((m * 2**24).astype(jnp.uint32) for m in (m0, m1, md))
-    # the 48-bit product a * b in two words of 24 bits
-    low_a, high_a, low_b, high_b = a & 0xFFF, a >> 12, b & 0xFFF, b >> 12
-    middle = low_a * high_b + high_a * low_b
-    low = low_a * low_b + ((middle & 0xFFF) << 12)
-    high = high_a * high_b + (middle >> 12) + (low >> 24)
-    low = low & 0xFFFFFF
-    zero = (a == 0) | (b == 0)
-
-    def divide(i, state):
-        """One binary digit of long division, until 31 significant digits are there; the next one rounds."""
-        quotient, remainder, digits, rounding = state
-        word = jnp.where(i < 24, high >> (23 - jnp.minimum(i, 23)), low >> (47 - jnp.clip(i, 24, 47)))
-        remainder = (remainder << 1) | jnp.where(i < 48, word & 1, 0)
-        digit = (remainder >= divisor).astype(jnp.uint32)
-        full = quotient >= 2**30
-        rounding = jnp.where(full & (digits == i), digit, rounding)
-        quotient = jnp.where(full, quotient, (quotient << 1) | digit)
-        digits = jnp.where(full, digits, digits + 1)
-        return quotient, remainder - digit * divisor, digits, rounding
-
-    nothing = jnp.zeros_like(a)
-    start = nothing, nothing, jnp.zeros(a.shape, jnp.int32), nothing
-    quotient, _, digits, rounding = jax.lax.fori_loop(0, 64, divide, start)
-    quotient = quotient + rounding
-    carry = (quotient >> 31) > 0
-    mantissa = jnp.where(carry, quotient >> 1, quotient).astype(jnp.int32)
-    # quotient = a * b / divisor * 2**(digits - 48), and the mantissas a, b, divisor carry 2**24 each
-    exponent = e0 + e1 - ed - 24 + 48 - digits + 31 + carry.astype(jnp.int32)
-    gone = zero | (exponent < -31)
-    sign = jnp.where((n0 < 0) ^ (n1 < 0), -1, 1).astype(jnp.int32)
-    return jnp.where(gone, 0, mantissa * sign), jnp.where(gone, 0, exponent)

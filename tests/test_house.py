@@ -18,7 +18,7 @@ ROOMS = {str(path.relative_to(ROOT / "jqz").with_suffix("")): path for path in s
 FLOORS = (
     # 0: what stands on jax alone
     ("_ste", "_granularity", "_packing", "_paths", "_ranges", "_rounding", "_exponents", "_powers", "_gradients"),
-    ("_allocator", "_capabilities", "_measures", "_budgets", "_solvers", "lowerings/dot"),
+    ("_fixed_point", "_allocator", "_capabilities", "_measures", "_budgets", "_solvers", "lowerings/dot"),
     ("lowerings/*",),
     ("lowerings",),
     # 1: the contract, and tools that schemes share

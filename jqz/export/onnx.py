@@ -197,13 +197,14 @@ class _Writer:
     def _sum(self, op: g.Sum) -> None:
         shape = self.graph.tensors[op.inputs[0]].shape
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
+        keeps = len(self.graph.tensors[op.result].shape) == len(shape)
         if mean and len(shape) == 4 and op.axes == (1, 2):
             pooled = self._node("GlobalAveragePool", [self._value(op.inputs[0], True)])
-            self._made(op, self._node("Flatten", [pooled]))
+            self._made(op, pooled if keeps else self._node("Flatten", [pooled]), keeps)
             return
         kind = "ReduceMean" if mean else "ReduceSum"
         axes = self._constant(np.array(op.axes, np.int64))
-        self._made(op, self._node(kind, [self._value(op.inputs[0]), axes], keepdims=0))
+        self._made(op, self._node(kind, [self._value(op.inputs[0]), axes], keepdims=int(keeps)))
 
     def _sumpool(self, op: g.SumPool) -> None:
         x = self._value(op.inputs[0], True)

@@ -292,7 +292,8 @@ class _Writer:
         shape = self.graph.tensors[op.inputs[0]].shape
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.axes, np.int32))]
-        self._finished(op, "MEAN" if mean else "SUM", inputs, "ReducerOptions", keepDims=False)
+        keeps = len(self.graph.tensors[op.result].shape) == len(shape)
+        self._finished(op, "MEAN" if mean else "SUM", inputs, "ReducerOptions", keepDims=keeps)
 
     def _sumpool(self, op: g.SumPool) -> None:
         grid, source = self._grid(op.result), self.numbers[op.inputs[0]]

@@ -1,13 +1,29 @@
 """What may follow an integer product without leaving the integers: bias, normalization, relu, pooling, residuals."""
 
+import dataclasses
 import math
 import typing
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from jqz._pending import Bounded, Constant, Moved, Part, Scaled, Summed, Waiting, product, waiting
+from jqz._pending import (
+    Bounded,
+    Constant,
+    Moved,
+    OfCodes,
+    OfMeans,
+    OfSums,
+    Part,
+    Scaled,
+    Summed,
+    Waiting,
+    product,
+    waiting,
+)
 from jqz._requant import Requant
 from jqz._values import Activation, Lazy, Pending, Value, decode, is_weight
 from jqz._walk import Equation, Rule
@@ -65,7 +81,8 @@ def rules(requant: Requant) -> dict[str, Rule]:
         for x, factor in ((a, b), (b, a)):
             inner = summand(x, aval)
             if inner is not None and _is_small(factor, aval.shape):
-                return inner.times(_ranked(decode(factor), aval.ndim))
+                mean = _mean(inner, lambda count: np.float32(1) / np.float32(count), factor)
+                return mean or inner.times(_ranked(decode(factor), aval.ndim))
         return None
 
     def divide(eqn: Equation, a: Value, b: Value) -> Value | None:
@@ -73,7 +90,7 @@ def rules(requant: Requant) -> dict[str, Rule]:
         inner = summand(a, aval)
         if inner is None or not _is_small(b, aval.shape):
             return None
-        return inner.times(1 / _ranked(decode(b), aval.ndim))
+        return _mean(inner, np.float32, b) or inner.times(1 / _ranked(decode(b), aval.ndim))
 
     def negate(eqn: Equation, a: Value) -> Value | None:
         inner = summand(a, eqn.avals[0])
@@ -106,6 +123,11 @@ def rules(requant: Requant) -> dict[str, Rule]:
         return Moved(eqn.avals[0], tuple(whole), move)
 
     def moved(eqn: Equation, *operands: Value) -> Value | None:
+        first, *others = operands
+        if isinstance(first, Scaled) and not others and (part := _sums(first)):
+            aval, [acc] = eqn.avals[0], eqn.bind(part.integers)
+            scales = _rank(part.scales[0], aval.ndim), _rank(part.scales[1], aval.ndim)
+            return Scaled(aval, (dataclasses.replace(part, integers=acc, scales=scales),))
         return together(eqn, operands, lambda *arrays: eqn.bind(*arrays)[0])
 
     def select(eqn: Equation, which: Value, *cases: Value) -> Value | None:
@@ -122,8 +144,11 @@ def rules(requant: Requant) -> dict[str, Rule]:
             return None
         window = eqn.params.get("window_dimensions") or [inner.shape[axis] for axis in eqn.params["axes"]]
         if isinstance(x, Activation) and isinstance(inner, Scaled) and math.prod(window) <= LARGEST_SUM:
-            (codes, (scale, _)), aval = inner.parts[0], eqn.avals[0]  # codes with one scale: the sum is an integer
-            return product(eqn.bind(codes)[0], (scale.reshape((1,) * aval.ndim), _ranked(1, aval.ndim)), aval.dtype)
+            aval, [codes] = eqn.avals[0], inner.parts  # codes with one scale: the sum is an integer
+            acc, scales = eqn.bind(codes.integers)[0], (_rank(codes.scales[0], aval.ndim), _ranked(1, aval.ndim))
+            if "axes" in eqn.params and isinstance(codes, OfCodes):
+                return Scaled(aval, (OfSums(acc, scales, math.prod(window), codes.zero_point),))
+            return product(acc, scales, aval.dtype)
         return Summed(eqn.avals[0], inner, math.prod(window), lambda array: eqn.bind(array)[0])
 
     return {
@@ -148,9 +173,30 @@ def rules(requant: Requant) -> dict[str, Rule]:
     }
 
 
+def _sums(value: Scaled) -> OfSums | None:
+    """The sums of codes, or their means, if the value is just these."""
+    [part, *more] = value.parts
+    return part if isinstance(part, OfSums) and not more and value.offset is None else None
+
+
+def _mean(value: Scaled, number: Callable[[int], np.float32], of: Value) -> Scaled | None:
+    """The means, where sums of so many codes meet the number that makes means of them; else None."""
+    sums = _sums(value)
+    if sums is None or isinstance(sums, OfMeans):
+        return None
+    given = decode(of)
+    is_mean = not isinstance(given, Tracer) and np.all(np.asarray(given) == number(sums.count))
+    return Scaled(value.aval, (sums.over_count(),)) if is_mean else None
+
+
 def _constant(value: Value) -> Constant:
     numbers = decode(value)
     return Constant(numbers, numbers)
+
+
+def _rank(x: jax.Array, ndim: int) -> jax.Array:
+    """One number as an array of this rank."""
+    return x.reshape((1,) * ndim)
 
 
 def _ranked(x: jax.typing.ArrayLike, ndim: int) -> jax.Array:

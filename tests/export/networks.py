@@ -87,6 +87,19 @@ def _nnx():
     return lambda state, x: jax.nn.relu(nnx.merge(graph, state)(x)), _filled(state), (6,)
 
 
+def _means():
+    """Means of 5 x 3 codes, of which one in twelve ends halfway between two codes of the result."""
+    codes = np.random.default_rng(5).integers(-100, 156, (40, 5, 3, 64))
+    codes[0, ..., 0], codes[0, ..., 1] = 104, -100  # sums 12 * 255 apart
+    assert codes.sum((1, 2)).max() == 104 * 15
+
+    def fn(params, x):
+        means = (x @ params["a/kernel"]).mean((1, 2), keepdims=True)
+        return means.reshape(len(x), 64) @ params["b/kernel"]
+
+    return fn, {"a/kernel": jnp.eye(64), "b/kernel": jnp.eye(64)}, np.float32(0.02) * codes.astype(np.float32)
+
+
 NETWORKS: dict[str, typing.Callable] = {
     "mobile": _mobile,
     "lenet": lambda: (
@@ -102,6 +115,7 @@ NETWORKS: dict[str, typing.Callable] = {
         (4, 8),
     ),
     "nnx": _nnx,
+    "means": _means,
 }  # fmt: skip
 
 
@@ -113,8 +127,9 @@ class Case(typing.NamedTuple):
 @functools.cache
 def case(name):
     """A complete net and 40 inputs, of which it has seen 20, on the grid of the input."""
-    fn, variables, shape = NETWORKS[name]()
-    x = np.random.default_rng(3).standard_normal((40, *shape)).astype(np.float32)
+    fn, variables, x = NETWORKS[name]()
+    if isinstance(x, tuple):  # a shape
+        x = np.random.default_rng(3).standard_normal((40, *x)).astype(np.float32)
     net = jqz.export.complete(jqz.convert(fn, variables, [x[:20]], POLICY), x[:20])
     return Case(net, x)
 
