@@ -53,7 +53,7 @@ FLOORS = (
     ("_convert", "_lowered", "_search"),
     # 6: the command
     ("demo", "cli/output"),
-    ("cli/trees",),
+    ("cli/trees", "cli/policies"),
     ("cli/*",),
     ("cli",),
     ("",),

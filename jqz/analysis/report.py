@@ -8,8 +8,6 @@ import re
 import typing
 from collections.abc import Sequence
 
-import numpy as np
-
 from jqz._policy import Policy, PolicyLike
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._transform import named_leaves, quantize
@@ -23,11 +21,11 @@ from jqz.analysis.sqnr import SQNR, sqnr
 _SURPRISE_DB = -3.0
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #111; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #111; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .text { text-align: left; }
+th, td { padding: .2rem .4rem; border-bottom: 1px solid #ccc; text-align: right; white-space: nowrap; }
+th:nth-child(-n+3), td:first-child, .text { text-align: left; } td:nth-child(3) { font-size: .85em; }
 tfoot td { font-weight: 600; border-top: 2px solid #111; } .flag { font-weight: 600; }
 .wide { overflow-x: auto; } pre { background: #f2f2f2; padding: .8rem; overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
@@ -62,7 +60,7 @@ def report(
     ``pathlib.Path("report.html").write_text(report(params, policy))``.
 
     Args:
-      params: float parameters.
+      params: float parameters; of tensors in codes already there is no noise to tell.
       policy: as for ``quantize``.
       title: of the page.
       drawings: captions and figures to add, such as ``figures.sensitivities`` and ``figures.pareto``.
@@ -83,23 +81,23 @@ def report(
     floats = dict(named_leaves(params))
     coded = {path: leaf for path, leaf in named_leaves(qparams) if is_qtensor(leaf)}
     chosen = [(size, coded[size.path]) for size in table.leaves if size.path in coded]
-    noise = {size.path: sqnr(floats[size.path], leaf.scheme) for size, leaf in chosen}
+    noise = {
+        size.path: sqnr(floats[size.path], leaf.scheme) for size, leaf in chosen if not is_qtensor(floats[size.path])
+    }
     body = [f"<h1>{html.escape(title)}</h1>", _summary(table.total, floats, chosen)]
-    body.append(_table([_row(size, leaf, floats[size.path], noise[size.path]) for size, leaf in chosen], table.total))
+    body.append(
+        _table([_row(size, leaf, floats[size.path], noise.get(size.path)) for size, leaf in chosen], table.total)
+    )
     if isinstance(policy, Policy):
         rules = ",\n".join(f"    {glob!r}: {scheme!r}" for glob, scheme in policy.rules)
         inputs = f", inputs={dict(policy.inputs)!r}" if policy.inputs else ""
         body.append(f"<h2>Policy</h2><pre>jqz.Policy({{\n{html.escape(rules)},\n}}{html.escape(inputs)})</pre>")
     if chosen:
-        size, leaf = min(chosen, key=lambda pair: noise[pair[0].path].surprise_db)
-        both = {"float": floats[size.path], repr(leaf.scheme): leaf.dequantize()}
+        path, both, which = _shown(chosen, floats, noise)
         drawings = [
             *drawings,
-            (
-                f"Values of {size.path}, the weight that does worst for its kind",
-                figures.histograms(both, unit="weight"),
-            ),
-            (f"Channels of {size.path}: least value, quartiles, greatest value", figures.channels(both, unit="weight")),
+            (f"Values of {path}, {which}", figures.histograms(both, unit="weight")),
+            (f"Channels of {path}: least value, quartiles, greatest value", figures.channels(both, unit="weight")),
         ]
     for i, (caption, figure) in enumerate(drawings):
         body.append(f"<h2>{html.escape(caption)}</h2><figure>{_svg(figure, i)}</figure>")
@@ -107,8 +105,21 @@ def report(
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{"".join(body)}</body></html>\n'
 
 
+def _shown(
+    chosen: list[tuple[Size, QTensor]], floats: dict[str, typing.Any], noise: dict[str, SQNR]
+) -> tuple[str, dict[str, typing.Any], str]:
+    """The weight to draw: its path, its values, and why it is this one."""
+    measured = [pair for pair in chosen if pair[0].path in noise]
+    if not measured:
+        size, leaf = max(chosen, key=lambda pair: pair[0].weights)
+        return size.path, {repr(leaf.scheme): leaf.dequantize()}, "the largest weight"
+    size, leaf = min(measured, key=lambda pair: noise[pair[0].path].surprise_db)
+    both = {"float": floats[size.path], repr(leaf.scheme): leaf.dequantize()}
+    return size.path, both, "the weight that does worst for its kind"
+
+
 def _summary(total: Size, floats: dict[str, typing.Any], chosen: list[tuple[Size, QTensor]]) -> str:
-    stored, plain = total.size_bytes["stored"], sum(np.asarray(leaf).nbytes for leaf in floats.values())
+    stored, plain = total.size_bytes["stored"], sum(leaf.size * leaf.dtype.itemsize for leaf in floats.values())
     return (
         f"<p>{len(chosen)} of {len(floats)} tensors are quantized. {stored:,} bytes instead of {plain:,}: "
         f"{plain / max(stored, 1):.2f} times smaller, {total.bits_per_weight('stored'):.2f} bits a number. "
@@ -117,10 +128,10 @@ def _summary(total: Size, floats: dict[str, typing.Any], chosen: list[tuple[Size
     )
 
 
-def _row(size: Size, leaf: QTensor, values: typing.Any, noise: SQNR) -> tuple[list[str], bool]:
+def _row(size: Size, leaf: QTensor, values: typing.Any, noise: SQNR | None) -> tuple[list[str], bool]:
     used = levels(leaf.codes)
     bits = size.bits_per_weight("stored")
-    good = size.weights >= LEAST
+    good = size.weights >= LEAST and noise is not None
     efficiency = f"{bit_efficiency(values, leaf.dequantize(), bits).score:.2f}" if good else ""
     cells = [
         size.path,
@@ -129,13 +140,17 @@ def _row(size: Size, leaf: QTensor, values: typing.Any, noise: SQNR) -> tuple[li
         f"{bits:.2f}",
         f"{size.size_bytes['stored']:,}",
         f"{size.size_bytes['entropy']:,}",
-        "exact" if math.isinf(noise.measured_db) else f"{noise.measured_db:.1f}",
-        f"{noise.laplace_db:.1f} to {noise.gaussian_db:.1f}",
+        *(("", "") if noise is None else _decibels(noise)),
         f"{used.count}",
         f"{100 * used.utilization(leaf.scheme.bits):.0f}",
         efficiency,
     ]
-    return cells, noise.surprise_db < _SURPRISE_DB
+    return cells, noise is not None and noise.surprise_db < _SURPRISE_DB
+
+
+def _decibels(noise: SQNR) -> tuple[str, str]:
+    measured = "exact" if math.isinf(noise.measured_db) else f"{noise.measured_db:.1f}"
+    return measured, f"{noise.laplace_db:.1f} to {noise.gaussian_db:.1f}"
 
 
 def _table(rows: list[tuple[list[str], bool]], total: Size) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jqz._samples import float64
 from jqz._scheme import Scheme
+from jqz.schemes import TRACED_BITS
 
 
 @typing.final
@@ -81,15 +82,21 @@ def sqnr(values: typing.Any, scheme: Scheme, seed: int = 0) -> SQNR:
     >>> abs(usual.surprise_db) < 1, spoilt.surprise_db < -6
     (True, True)
     """
-    float64("sqnr", values)
-    return SQNR(*(sqnr_db(*pair) for pair in _pairs(scheme, jnp.asarray(values), jax.random.key(seed))))
+    draws = np.random.default_rng(seed)
+    shape, x = np.shape(values), jnp.asarray(float64("sqnr", values).astype(np.float32))
+    like = [draw(size=shape).astype(np.float32) for draw in (draws.standard_normal, draws.laplace)]
+    frame, bits = scheme, None
+    if isinstance(scheme, TRACED_BITS):  # one program for all of a shape
+        frame, bits = dataclasses.replace(typing.cast(typing.Any, scheme), bits=8), jnp.asarray(scheme.bits, jnp.int32)
+    exact, rounded = _rounded(frame, bits, x, jnp.asarray(np.stack(like)))
+    return SQNR(*map(sqnr_db, exact, rounded))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pairs(scheme: Scheme, x: jax.Array, key: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-    """The tensor, Gaussian and Laplace samples like it, and what each is rounded to."""
+def _rounded(frame: Scheme, bits: jax.Array | None, x: jax.Array, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The tensor with samples whose blocks have its blocks' spread, and what they are rounded to."""
+    scheme = frame if bits is None else dataclasses.replace(typing.cast(typing.Any, frame), bits=bits)
     deviation = scheme.granularity.reduce(lambda blocks, axes: jnp.std(blocks, axis=axes, keepdims=True), x)
     spread = jnp.broadcast_to(scheme.granularity.expand(deviation, x.shape), x.shape)
-    draws = zip((jax.random.normal, jax.random.laplace), jax.random.split(key), strict=True)
-    samples = [x, *(draw(k, x.shape, x.dtype) * spread for draw, k in draws)]
-    return [(sample, scheme.simulate(sample)) for sample in samples]
+    exact = jnp.concatenate([x[None], like * spread[None]])
+    return exact, jax.vmap(scheme.simulate)(exact)

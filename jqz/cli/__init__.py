@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jqz.cli import capabilities, compare, demo, dequantize, inspect, quantize, sizes
+from jqz.cli import capabilities, compare, demo, dequantize, inspect, quantize, report, sizes
 
-VERBS = (demo, inspect, quantize, dequantize, compare, sizes, capabilities)
+VERBS = (demo, inspect, quantize, dequantize, compare, sizes, report, capabilities)
 
 _DESCRIPTION = "Functional quantization for JAX and Flax."
 

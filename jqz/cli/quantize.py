@@ -11,12 +11,12 @@ import jax
 import numpy as np
 
 from jqz import files
-from jqz._expression import parse
-from jqz._policy import Policy, resolve
+from jqz._policy import resolve
 from jqz._qtensor import QTensor, encode
 from jqz._scheme import Scheme
 from jqz._transform import quantize
 from jqz.cli import output, trees
+from jqz.cli.policies import policy_of
 from jqz.files.lazy import Lazy, value
 
 EXAMPLES = """\
@@ -88,27 +88,6 @@ def run(arguments: argparse.Namespace) -> int:
             f"{facts['seconds']:.1f} s"
         )
     return 0
-
-
-def policy_of(rules: list[str]) -> Policy:
-    """A policy from rules as they are written on a command line.
-
-    Raises:
-      ValueError: a rule is no rule, or its scheme is none.
-
-    >>> policy_of(["**/head=None", "Symmetric(bits=4)"])
-    Policy({'**/head': None, '**': Symmetric(bits=4)})
-    """
-    found: dict[str, Scheme | None] = {}
-    for rule in rules:
-        glob, equals, text = rule.partition("=")
-        if not equals or "(" in glob:
-            glob, text = "**", rule
-        glob = glob.strip()
-        if glob in found:
-            raise ValueError(f"--policy has two rules for {glob!r}. Use one.")
-        found[glob] = None if text.strip() == "None" else parse(text.strip())
-    return Policy(found)
 
 
 def deferred(path: str, leaf: typing.Any, scheme: Scheme, done: Callable[[], None]) -> QTensor:

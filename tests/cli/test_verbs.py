@@ -10,7 +10,7 @@ import pytest
 
 import jqz
 from jqz import cli
-from jqz.cli.quantize import policy_of
+from jqz.cli.policies import policy_of
 
 RNG = np.random.default_rng(0)
 TREE = {
