@@ -7,6 +7,7 @@ import lzma
 import jax
 import numpy as np
 import pytest
+from trees import same
 
 import jqz
 from jqz import cli
@@ -42,12 +43,6 @@ def _json(capsys, *arguments, code=0):
     return json.loads(out)
 
 
-def _same(got, wanted):
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
 def test_inspect(codes, capsys):
     facts = _json(capsys, "inspect", codes)
     assert facts["metadata"] == {"author": "Ada [b]"}
@@ -73,7 +68,7 @@ def test_quantize_is_quantize(suffix, tmp_path, capsys):
     assert (facts["tensors"], facts["quantized"]) == (4, 1)
     assert facts["bytes"] == target.stat().st_size
     wanted = jqz.quantize(TREE, {"head/**": None, "**/kernel": SCHEME >> jqz.PowerOfTwo(bits=4)})
-    _same(jqz.load(target), wanted)
+    same(jqz.load(target), wanted)
 
 
 def test_quantize_keeps_what_a_file_of_jqz_holds(codes, tmp_path, capsys):
@@ -81,7 +76,7 @@ def test_quantize_keeps_what_a_file_of_jqz_holds(codes, tmp_path, capsys):
     target = str(tmp_path / "out.safetensors")
     assert cli.main(["quantize", codes, target, "--policy", "head/kernel=Symmetric(bits=8)", "--entropy"]) == 0
     assert "1 of 4 tensors in codes of 8" in capsys.readouterr().out
-    _same(jqz.load(target), jqz.quantize(jqz.load(codes), jqz.Policy({"head/kernel": jqz.Symmetric(bits=8)})))
+    same(jqz.load(target), jqz.quantize(jqz.load(codes), jqz.Policy({"head/kernel": jqz.Symmetric(bits=8)})))
     assert jqz.files.metadata(target) == {"author": "Ada [b]"}
 
 
@@ -100,14 +95,14 @@ def test_quantize_to_gguf(floats, tmp_path, capsys):
 def test_quantize_in_place(floats):
     wanted = jqz.quantize(TREE, SCHEME)
     assert cli.main(["quantize", floats, floats, "--policy", repr(SCHEME)]) == 0
-    _same(jqz.load(floats), wanted)
+    same(jqz.load(floats), wanted)
 
 
 @pytest.mark.parametrize("suffix", jqz.files.FORMATS)
 def test_dequantize(suffix, codes, tmp_path, capsys):
     target = tmp_path / f"out{suffix}"
     assert _json(capsys, "dequantize", codes, str(target))["tensors"] == 4
-    _same(jqz.files.format_of(target).read(target), jqz.dequantize(jqz.load(codes)))
+    same(jqz.files.format_of(target).read(target), jqz.dequantize(jqz.load(codes)))
 
 
 def test_compare(floats, codes, capsys):

@@ -12,6 +12,7 @@ import mutants
 import numpy as np
 import pytest
 import safetensors.numpy
+from trees import same
 
 import jqz
 from jqz.files import atomic, container
@@ -26,14 +27,6 @@ def path(tmp_path):
     return tmp_path / "net.safetensors"
 
 
-def _same(got, wanted):
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert a.tobytes() == b.tobytes()
-
-
 @pytest.fixture(scope="module")
 def resnet():
     """A trained network, and its weights of 4 bits."""
@@ -46,8 +39,8 @@ def resnet():
 def test_a_trained_net_comes_back(compress, resnet, path):
     _, qparams = resnet
     jqz.save(path, qparams, compress=compress)
-    _same(jqz.load(path), qparams)
-    _same(jqz.dequantize(jqz.load(path)), jqz.dequantize(qparams))
+    same(jqz.load(path), qparams)
+    same(jqz.dequantize(jqz.load(path)), jqz.dequantize(qparams))
     assert path.stat().st_size < jqz.size_bytes(qparams) + 600 * len(qparams)
 
 
@@ -64,7 +57,7 @@ def test_entropy_coding_of_a_trained_net(bits, resnet, path):
         ideal -= (counts * np.log2(counts / q.size)).sum() / 8
     assert ideal < stored < 1.01 * ideal
     assert stored < 0.95 * sum(q.payload.size for q in qparams.values())
-    _same(jqz.load(path), qparams)
+    same(jqz.load(path), qparams)
 
 
 def test_other_readers_see_the_floats(path):
@@ -125,7 +118,7 @@ def test_scan_reads_one_leaf_at_a_time(compress, path):
     assert peak < 2**20  # of 8 MB
     assert lazy["q"].shape == X.shape
     jqz.save(path, {"w": X})  # what was opened stays readable
-    _same({name: jax.tree.map(value, leaf) for name, leaf in lazy.items()}, tree)
+    same({name: jax.tree.map(value, leaf) for name, leaf in lazy.items()}, tree)
 
 
 def test_a_file_may_be_replaced_while_it_is_read(path):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import mutants
 import numpy as np
 import pytest
+from trees import same
 
 import jqz
 from jqz.files import lazy
@@ -25,18 +26,11 @@ def path(request, tmp_path):
     return tmp_path / f"net{request.param}"
 
 
-def _same(got, wanted):
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        np.testing.assert_array_equal(a, b)
-
-
 def test_what_is_written_is_read(path):
     room = jqz.files.format_of(path)
     room.write(path, TREE)
-    _same(room.read(path), TREE)
-    _same(jax.tree.map(lazy.value, jqz.files.scan(path)), TREE)
+    same(room.read(path), TREE)
+    same(jax.tree.map(lazy.value, jqz.files.scan(path)), TREE)
 
 
 def test_lazy_and_jax_arrays_are_written(path):
@@ -44,7 +38,7 @@ def test_lazy_and_jax_arrays_are_written(path):
     room.write(
         path, {"a": [jnp.ones((2, 3))], "b": lazy.Lazy((2,), np.dtype(np.float32), lambda: np.ones(2, np.float32))}
     )
-    _same(room.read(path), {"a": {"0": np.ones((2, 3), np.float32)}, "b": np.ones(2, np.float32)})
+    same(room.read(path), {"a": {"0": np.ones((2, 3), np.float32)}, "b": np.ones(2, np.float32)})
 
 
 def test_codes_are_refused(path):
@@ -62,7 +56,7 @@ def test_what_is_there_stays_when_writing_fails(path):
     room.write(path, TREE)
     with pytest.raises(OSError, match="gone"):
         room.write(path, {"a": np.ones(3), "b": lazy.Lazy((2,), np.dtype(np.float32), broken)})
-    _same(room.read(path), TREE)
+    same(room.read(path), TREE)
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -119,7 +113,7 @@ def test_msgpack_of_flax(tmp_path):
     jqz.files.msgpack.write(path, {"params": tree["params"], "list": tree["list"]})
     target = {"params": tree["params"], "list": tree["list"]}
     back = flax.serialization.from_bytes(jax.tree.map(jnp.zeros_like, target), path.read_bytes())
-    _same(jax.tree.map(np.asarray, back), jax.tree.map(np.asarray, target))
+    same(jax.tree.map(np.asarray, back), jax.tree.map(np.asarray, target))
 
 
 def test_unknown_ends(tmp_path):

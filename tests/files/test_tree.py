@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from trees import same
 
 import jqz
 from jqz import schemes
@@ -26,14 +27,6 @@ def _through(tree, compress=None, classes=()):
     return rebuild(node, {name: lazy.value(array) for name, array in arrays.items()}, classes)
 
 
-def _same(got, wanted):
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a), np.asarray(b)
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        assert a.tobytes() == b.tobytes()
-
-
 @pytest.fixture(scope="module")
 def catalogue():
     """The array coded by every scheme, in one program."""
@@ -43,14 +36,14 @@ def catalogue():
 @pytest.mark.parametrize("compress", [None, jqz.files.Entropy()], ids=repr)
 def test_every_scheme(catalogue, compress):
     back = _through(catalogue, compress)
-    _same(back, catalogue)
+    same(back, catalogue)
     for name, q in back.items():
         assert q.scheme == catalogue[name].scheme
         assert (q.shape, q.dtype) == (X.shape, np.float32)
 
 
 def test_what_comes_back_decodes(catalogue):
-    _same(jqz.dequantize(_through(catalogue)), jqz.dequantize(catalogue))
+    same(jqz.dequantize(_through(catalogue)), jqz.dequantize(catalogue))
 
 
 @pytest.mark.parametrize("name", DTYPES)
@@ -58,7 +51,7 @@ def test_every_dtype(name):
     bits = np.arange(48, dtype=np.uint8).reshape(3, 16) % (2 if name == "bool" else 48)
     whole = (bits % 4).astype(DTYPES[name]) if "int" in name else bits.view(DTYPES[name])
     tree = {"m": whole, "scalar": whole[0, 0], "empty": whole[:0]}
-    _same(_through(tree), tree)
+    same(_through(tree), tree)
 
 
 def test_containers_and_numbers():
@@ -66,7 +59,7 @@ def test_containers_and_numbers():
     assert _through(tree) == tree
     assert np.isnan(_through([float("nan")])[0])
     assert repr(_through(tree)) == repr(tree)
-    _same(_through(jnp.ones(2)), np.ones(2, np.float32))
+    same(_through(jnp.ones(2)), np.ones(2, np.float32))
     assert _through(None) is None
 
 
@@ -91,30 +84,30 @@ def test_prng_keys(impl):
 def test_value_dtypes_and_odd_shapes():
     for x in (jnp.ones((3, 5), jnp.bfloat16), jnp.float16(2), jnp.zeros((0, 4)), jnp.ones(7)):
         q = jqz.quantize(x, jqz.Symmetric(bits=3))
-        _same(_through({"q": q}), {"q": q})
+        same(_through({"q": q}), {"q": q})
 
 
 def test_stacked_and_sliced():
     """A grid may have more or fewer axes than its scheme would give it: vmap and scan make such ones."""
     scheme = jqz.Symmetric(bits=4, granularity=jqz.PerAxis((0, -1)))
     q = jqz.quantize(jnp.ones((2, 4, 6)), scheme)
-    _same(_through(q), q)
+    same(_through(q), q)
     layer = jax.tree.map(lambda a: a[0], q)
-    _same(_through(layer), layer)
+    same(_through(layer), layer)
     grouped = jqz.Symmetric(bits=4, granularity=jqz.PerGroup(2, axis=0))
     stack = jax.vmap(lambda x: jqz.quantize(x, grouped))(jnp.ones((2, 4, 6)))
-    _same(_through(stack), stack)
+    same(_through(stack), stack)
 
 
 def test_learnable_and_sites():
     params = {"w": jnp.asarray(X), "b": jnp.ones(9)}
     scheme = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ())
     learned = jqz.learnable(params, scheme)
-    _same(_through(learned), learned)
+    same(_through(learned), learned)
     policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
     sites = jqz.calibrate(jqz.observe(lambda p, x: x @ p["w"], policy)(params, jnp.ones((2, 12))), policy)
     back = _through(sites)
-    _same(back, sites)
+    same(back, sites)
     assert back["w"].scheme == sites["w"].scheme
 
 
@@ -122,8 +115,8 @@ def test_linen_variables_and_frozen_dicts():
     from flax.core import freeze
 
     variables = nn.Dense(3).init(jax.random.key(0), jnp.ones((1, 4)))
-    _same(_through(variables), variables)
-    _same(_through(freeze(variables)), variables)
+    same(_through(variables), variables)
+    same(_through(freeze(variables)), variables)
 
 
 def test_nnx_state():
@@ -160,7 +153,7 @@ class Halves(jqz.Scheme):
 
 def test_schemes_of_ones_own():
     q = {"w": jqz.quantize(jnp.asarray(X), Halves() >> jqz.Ternary())}
-    _same(_through(q, classes=[Halves]), q)
+    same(_through(q, classes=[Halves]), q)
     with pytest.raises(ValueError, match=r"'w': .*Halves.* is unknown. .* schemes=\[Halves\]"):
         _through(q)
 
