@@ -10,6 +10,8 @@ rounder                       method                                            
 ``nearest``                   each weight to its nearest level
 ``gptq``                      errors made up for by weights that come later, then       2210.17323
                               coordinate descent                                        2309.01885
+``hqq``                       scales and zero points for which most errors are small;   see help
+                              needs no inputs                                           (hqq)
 ============================= ========================================================= =========
 
 Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model.
@@ -47,20 +49,23 @@ choosing                      question                                          
 ``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
 """
 
+from jqz._scheme import Scheme
 from jqz._sensitivity import Sensitivity
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.equalization import equalize
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
+from jqz.algorithms.hqq import hqq
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
 from jqz.algorithms.sensitivity import sensitivity
 from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
+from jqz.schemes import Asymmetric, Symmetric
 
-#: What the laws of rounders are tested on.
-ROUNDERS = (nearest, gptq)
+#: What the laws of rounders are tested on, and the schemes that each takes.
+ROUNDERS = {nearest: Scheme, gptq: Scheme, hqq: Symmetric | Asymmetric}
 
 __all__ = [
     "ROUNDERS",
@@ -70,6 +75,7 @@ __all__ = [
     "fold_batch_norm",
     "gptq",
     "heads",
+    "hqq",
     "layers",
     "most_sensitive",
     "nearest",
