@@ -10,8 +10,9 @@ rounder                       method                                            
 ``nearest``                   each weight to its nearest level
 ``gptq``                      errors made up for by weights that come later, then       2210.17323
                               coordinate descent                                        2309.01885
-``hqq``                       scales and zero points for which most errors are small;   see help
-                              needs no inputs                                           (hqq)
+``adaround``                  up or down, learned by gradients                          2004.10568
+``hqq``                       scales and zero points that leave most errors small,
+                              without inputs
 ============================= ========================================================= =========
 
 Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model.
@@ -51,6 +52,7 @@ choosing                      question                                          
 
 from jqz._scheme import Scheme
 from jqz._sensitivity import Sensitivity
+from jqz.algorithms.adaround import adaround
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.equalization import equalize
@@ -65,11 +67,12 @@ from jqz.algorithms.ties import residual_ties
 from jqz.schemes import Asymmetric, Symmetric
 
 #: What the laws of rounders are tested on, and the schemes that each takes.
-ROUNDERS = {nearest: Scheme, gptq: Scheme, hqq: Symmetric | Asymmetric}
+ROUNDERS = {nearest: Scheme, gptq: Scheme, adaround: Scheme, hqq: Symmetric | Asymmetric}
 
 __all__ = [
     "ROUNDERS",
     "Sensitivity",
+    "adaround",
     "correct_bias",
     "equalize",
     "fold_batch_norm",
