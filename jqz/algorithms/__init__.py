@@ -13,6 +13,7 @@ rounder                       method                                            
 ``adaround``                  up or down, learned by gradients                          2004.10568
 ``hqq``                       scales and zero points that leave most errors small,
                               without inputs
+``k_means``                   codebooks learned where inputs are large                  2306.07629
 ============================= ========================================================= =========
 
 Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model.
@@ -59,15 +60,16 @@ from jqz.algorithms.equalization import equalize
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.hqq import hqq
+from jqz.algorithms.k_means import k_means
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
 from jqz.algorithms.sensitivity import sensitivity
 from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
-from jqz.schemes import Asymmetric, Symmetric
+from jqz.schemes import Asymmetric, Codebook, Symmetric
 
 #: What the laws of rounders are tested on, and the schemes that each takes.
-ROUNDERS = {nearest: Scheme, gptq: Scheme, adaround: Scheme, hqq: Symmetric | Asymmetric}
+ROUNDERS = {nearest: Scheme, gptq: Scheme, adaround: Scheme, hqq: Symmetric | Asymmetric, k_means: Codebook}
 
 __all__ = [
     "ROUNDERS",
@@ -79,6 +81,7 @@ __all__ = [
     "gptq",
     "heads",
     "hqq",
+    "k_means",
     "layers",
     "most_sensitive",
     "nearest",
