@@ -241,6 +241,32 @@ def row_encoder(
     return encode
 
 
+def level_table(
+    layer: Layer, scheme: Scheme, contraction: Contraction
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """A function from a term to what it may become: all codes (n,), their values, and whether the scheme uses them.
+
+    Values are (n, groups, outputs).
+    """
+    shape = layer.weight.shape
+    one = tuple(1 if axis in contraction.axes else n for axis, n in enumerate(shape))
+    at = grid_at(scheme, layer.grid, contraction, shape)
+    low = -(2 ** (scheme.bits - 1)) if jnp.issubdtype(scheme.code_dtype, jnp.signedinteger) else 0
+    codes = (jnp.arange(2**scheme.bits, dtype=jnp.int32) + low).astype(scheme.code_dtype)
+
+    def table(term: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        grid = at(term)
+
+        def level(code: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value = scheme.decode(jnp.broadcast_to(code, one), grid).astype(layer.weight.dtype)
+            used = (scheme.encode(value, grid) == code) & jnp.isfinite(value)
+            return contraction.matrix(value)[:, 0], contraction.matrix(used)[:, 0]
+
+        return codes, *jax.vmap(level)(codes)
+
+    return table
+
+
 def output_error(products: jax.Array, difference: jax.Array) -> jax.Array:
     """sum(d (G d)) for each output: the squared error of what a layer computes, (groups, outputs)."""
     return jnp.sum(difference * jnp.matmul(products, difference, precision=jax.lax.Precision.HIGHEST), axis=1)

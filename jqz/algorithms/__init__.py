@@ -11,6 +11,7 @@ rounder                       method                                            
 ``gptq``                      errors made up for by weights that come later, then       2210.17323
                               coordinate descent                                        2309.01885
 ``adaround``                  up or down, learned by gradients                          2004.10568
+``entropy_constrained``       fewest bits in a file for the error of nearest rounding
 ``hqq``                       scales and zero points that leave most errors small,
                               without inputs
 ``k_means``                   codebooks learned where inputs are large                  2306.07629
@@ -56,6 +57,7 @@ from jqz._sensitivity import Sensitivity
 from jqz.algorithms.adaround import adaround
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
+from jqz.algorithms.entropy_constrained import entropy_constrained
 from jqz.algorithms.equalization import equalize
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
@@ -69,13 +71,21 @@ from jqz.algorithms.ties import residual_ties
 from jqz.schemes import Asymmetric, Codebook, Symmetric
 
 #: What the laws of rounders are tested on, and the schemes that each takes.
-ROUNDERS = {nearest: Scheme, gptq: Scheme, adaround: Scheme, hqq: Symmetric | Asymmetric, k_means: Codebook}
+ROUNDERS = {
+    nearest: Scheme,
+    gptq: Scheme,
+    adaround: Scheme,
+    entropy_constrained: Scheme,
+    hqq: Symmetric | Asymmetric,
+    k_means: Codebook,
+}
 
 __all__ = [
     "ROUNDERS",
     "Sensitivity",
     "adaround",
     "correct_bias",
+    "entropy_constrained",
     "equalize",
     "fold_batch_norm",
     "gptq",
