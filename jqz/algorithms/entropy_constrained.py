@@ -136,25 +136,23 @@ class _Priced:
 
             return descend(problem, pick, state)
 
-        def descended(price: jax.Array, state: State) -> State:
-            return jax.lax.fori_loop(0, self.sweeps, lambda _, state: sweep(price, state), state)
-
         nearest = total(start[1])
-        limit = self.error * nearest
-        free = descended(jnp.zeros((), weight.dtype), start)
         # the error of one weight, on average: what a bit is worth is of this size
         unit = nearest / weight.size
 
-        def trial(_: jax.Array, carry: typing.Any) -> typing.Any:
-            low, high, found = carry
-            power = (low + high) / 2
-            codes, values = descended(unit * jnp.exp2(power), free)
-            bits, within = lengths(codes)[1], total(values) <= limit
+        def trial(i: jax.Array, carry: typing.Any) -> typing.Any:
+            low, high, base, found = carry
+            power, free = (low + high) / 2, i == 0
+            price = jnp.where(free, 0, unit * jnp.exp2(power))
+            state = jax.lax.fori_loop(0, self.sweeps, lambda _, state: sweep(price, state), base)
+            bits, within = lengths(state[0])[1], total(state[1]) <= self.error * nearest
             better = within & (bits < found.bits)
-            found = _Found(*(jnp.where(better, a, b) for a, b in zip((codes, bits), found, strict=True)))
-            return jnp.where(within, power, low), jnp.where(within, high, power), found
+            found = _Found(*(jnp.where(better, a, b) for a, b in zip((state[0], bits), found, strict=True)))
+            low, high = jnp.where(within & ~free, power, low), jnp.where(within | free, high, power)
+            # the codes of the least error, at price 0, are where all prices start
+            return low, high, tuple(jnp.where(free, a, b) for a, b in zip(state, base, strict=True)), found
 
         ends = (jnp.asarray(end, weight.dtype) for end in (-8, 8))
         found = _Found(start[0], lengths(start[0])[1])
-        found = jax.lax.fori_loop(0, self.trials, trial, (*ends, found))[2]
+        found = jax.lax.fori_loop(0, self.trials + 1, trial, (*ends, start, found))[3]
         return contraction.weight(problem.back(found.codes, terms), layer.weight.shape)

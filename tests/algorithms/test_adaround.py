@@ -44,16 +44,13 @@ def test_finds_nearly_the_best_of_all_ways():
 
 
 NEIGHBOURS = (
-    jqz.Symmetric(3, layers.CHANNEL),
     jqz.Symmetric(2, codes=jqz.schemes.Full(), range=jqz.ranges.MSE()),
     jqz.Asymmetric(8),
-    jqz.Asymmetric(3, anchor=jqz.schemes.Minimum()),
+    jqz.Asymmetric(3, layers.CHANNEL, anchor=jqz.schemes.Minimum()),
     jqz.PowerOfTwo(bits=3),
     jqz.PowerOfTwo(bits=3, codebook=jqz.schemes.NNabla(zero=jqz.schemes.WithoutZero())),
     jqz.Codebook(2),
-    jqz.NormalFloat(3),
     jqz.AdditivePowerOfTwo(4),
-    jqz.Ternary(),
     jqz.Symmetric(8) >> jqz.PowerOfTwo(3),
 )
 
