@@ -46,7 +46,7 @@ def qwix_gptq(x: np.ndarray, w: np.ndarray, bits: int, grouped: bool) -> np.ndar
     from qwix.contrib import gptq_core
 
     how = qarray.HowToQuantize(qtype=dtype, channelwise_axes=(0,), tiled_axes={1: GROUP} if grouped else {})
-    found, _ = gptq_core.quantize_weight(jnp.asarray(w.T), jnp.asarray(x.T @ x), how)
+    found, _ = gptq_core.quantize_weight(jnp.asarray(w.T), jnp.asarray(x.T @ x), how, blocksize=32)
     return np.asarray(qarray.dequantize(found)).T
 
 

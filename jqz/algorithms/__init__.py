@@ -1,8 +1,8 @@
 """Post-training algorithms: a trained model in fewer bits, from a few inputs without labels or from none.
 
 Rounders are functions ``f(params, policy, stats, ...) -> qparams``: they choose codes. ``stats`` come from
-``jqz.observe(fn, policy, jqz.observers.Gram())``. None is worse than nearest rounding on what it minimizes, the change
-of what each layer computes.
+``jqz.observe(fn, policy, jqz.observers.Gram())``; with them, none changes what a layer computes more than nearest
+rounding does.
 
 ============================= ========================================================= =========
 rounder                       method                                                    arXiv

@@ -83,7 +83,7 @@ def hqq(
     alone, as published; ``Symmetric`` and ``Asymmetric`` with an exact zero get a scale.
 
     Use it at 2 to 4 bits where there are no inputs, in groups of 64 or so, and with ``Minimum()`` where no
-    integer kernel is to run. It is faster than ``range=jqz.ranges.MSE()``, which searches for the least squared error.
+    integer kernel is to run. ``range=jqz.ranges.MSE()`` searches for the least squared error instead, and keeps zero.
 
     Args:
       params: any pytree of floating arrays.

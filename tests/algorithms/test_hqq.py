@@ -76,7 +76,7 @@ def test_what_has_nothing_to_fit_is_kept_exactly():
         scheme = jqz.Asymmetric(2, layers.CHANNEL, anchor=anchor)
         values, plain = jqz.dequantize(hqq(w, scheme)), jqz.fake_quantize(w, scheme)
         error, wanted = np.abs(values - w).sum(0), np.abs(plain - w).sum(0)
-        assert (error <= wanted * (1 + 1e-3)).all(), (error, wanted)
+        assert (error <= wanted * (1 + 1e-3) + 4e-7 * np.abs(w).max(0)).all(), (error, wanted)
 
 
 def test_errors_say_what_to_do():
