@@ -52,7 +52,7 @@ def adaround(
       params: any pytree of floating arrays.
       policy: as for ``quantize``; the weights that it selects need statistics.
       stats: of ``observe(fn, policy, jqz.observers.Gram())``, merged over batches.
-      steps: of Adam, each a product with G.
+      steps: of Adam, each a product with G; 3000 gain some per cent for weights of 500 terms or more.
       learning_rate: of Adam.
       strength: of the second sum.
       beta: its exponent at first and in the end.
