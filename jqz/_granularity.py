@@ -41,8 +41,8 @@ class Granularity(abc.ABC):
         """The shape of a grid array for values of this shape."""
         return tuple(-(-n // b) if b else 1 for n, b in zip(shape, self.block(shape), strict=True))
 
-    def reduce(self, fn: Callable[[jax.Array, tuple[int, ...]], typing.Any], x: jax.Array) -> typing.Any:
-        """Applies ``fn(blocks, axes)`` to every block of ``x``.
+    def reduce(self, fn: Callable[..., typing.Any], x: jax.Array, *others: jax.Array) -> typing.Any:
+        """Applies ``fn(blocks, axes, *others)`` to every block of ``x`` and of other arrays of its shape.
 
         ``fn`` reduces ``axes`` and keeps them with length 1; it may return any pytree of such
         arrays, each of which comes back in the grid's shape. An uneven last group is reduced
@@ -51,13 +51,15 @@ class Granularity(abc.ABC):
         """
         block = self.block(x.shape)
         if 0 in block:
-            x = jnp.zeros([n if b else 1 for n, b in zip(x.shape, block, strict=True)], x.dtype)
+            shape = [n if b else 1 for n, b in zip(x.shape, block, strict=True)]
+            x, others = jnp.zeros(shape, x.dtype), tuple(jnp.zeros(shape, other.dtype) for other in others)
             block = tuple(b or 1 for b in block)
         for axis, (n, b) in enumerate(zip(x.shape, block, strict=True)):
             if n > b and n % b:
                 cut = n - n % b
-                head, tail = jax.lax.slice_in_dim(x, 0, cut, axis=axis), jax.lax.slice_in_dim(x, cut, n, axis=axis)
-                parts = self.reduce(fn, head), self.reduce(fn, tail)
+                ends = ((0, cut), (cut, n))
+                cuts = [[jax.lax.slice_in_dim(array, *end, axis=axis) for array in (x, *others)] for end in ends]
+                parts = [self.reduce(fn, *part) for part in cuts]
                 return jax.tree.map(lambda *leaves, axis=axis: jnp.concatenate(leaves, axis), *parts)
         split, axes, grid_shape = [], [], []
         for n, b in zip(x.shape, block, strict=True):
@@ -72,7 +74,7 @@ class Granularity(abc.ABC):
                 axes.append(len(split) + 1)
                 split += [n // b, b]
                 grid_shape.append(n // b)
-        out = fn(x.reshape(split), tuple(axes))
+        out = fn(x.reshape(split), tuple(axes), *(array.reshape(split) for array in others))
         # a leaf may carry trailing axes of its own (the levels of a codebook)
         return jax.tree.map(lambda leaf: leaf.reshape(*grid_shape, *leaf.shape[len(split) :]), out)
 

@@ -49,11 +49,90 @@ def round_layers(who: str, params: typing.Any, policy: PolicyLike, stats: Stats,
         gram: typing.Any = seen.observer
         products, contraction = gram.products, gram.contraction
         codes, grid = _round(leaf.value, leaf.grid, products, rounder, leaf.scheme, contraction, len(seen.lengths))
-        payload, length = _qtensor.pack(codes, leaf.scheme)
-        return QTensor(payload, grid, leaf.scheme, jnp.dtype(leaf.value.dtype), length)
+        return _as_qtensor(leaf, codes, grid)
 
     check_stats(who, stats)
     return map_selected(who, params, policy, coded)
+
+
+def _as_qtensor(leaf: Selected, codes: jax.Array, grid: Grid) -> QTensor:
+    payload, length = _qtensor.pack(codes, leaf.scheme)
+    return QTensor(payload, grid, leaf.scheme, jnp.dtype(leaf.value.dtype), length)
+
+
+#: ``(weight, grid, scheme, importance) -> grid``; importance, in the shape of the weight, sums the squares of what each
+#: entry meets, and is None without statistics.
+Fit = Callable[[jax.Array, Grid, typing.Any, jax.Array | None], Grid]
+
+
+def fit_grids(who: str, params: typing.Any, policy: PolicyLike, stats: Stats | None, fit: Fit) -> typing.Any:
+    """Codes the selected leaves of a tree to nearest, on grids that ``fit`` finds.
+
+    With statistics, what shares outputs keeps the grids of the schemes where these change the outputs less.
+
+    Args:
+      who: the function that errors name.
+      params: any pytree of floating arrays.
+      policy: as for ``quantize``.
+      stats: of ``observe(fn, policy, Gram())``, or None.
+      fit: hashable, since it is compiled once for each shape and scheme.
+    """
+
+    def coded(leaf: Selected) -> QTensor:
+        seen = None if stats is None else gram_of(leaf.path, leaf.value.shape, stats)
+        return _as_qtensor(leaf, *_fitted(leaf.value, leaf.grid, seen, fit, leaf.scheme))
+
+    if stats is not None:
+        check_stats(who, stats)
+    return map_selected(who, params, policy, coded)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _fitted(weight: jax.Array, grid: Grid, seen: Seen | None, fit: Fit, scheme: Scheme) -> tuple[jax.Array, Grid]:
+    wide = weight.astype(work_dtype(weight))
+    grid = scheme.calibrate(weight) if grid is None else grid
+    importance = None if seen is None else _by_layer(_importance, wide, seen)
+    found = fit(wide, grid, scheme, importance)
+    if seen is not None:
+
+        def error(grid: Grid) -> jax.Array:
+            difference = scheme.decode(scheme.encode(wide, grid), grid) - wide
+            return scheme.granularity.reduce(_sum, _by_layer(_spread_error, difference, seen))
+
+        # blocks of the same outputs see the same sum, so that they choose alike
+        better = error(found) < error(grid)
+        found = jax.tree.map(
+            lambda new, old: jnp.where(better.reshape(*better.shape, *[1] * (new.ndim - better.ndim)), new, old),
+            found,
+            grid,
+        )
+    return scheme.encode(wide, found), found
+
+
+def _sum(blocks: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(blocks, axis=axes, keepdims=True)
+
+
+def _by_layer(fn: Callable[..., jax.Array], array: jax.Array, seen: Seen) -> jax.Array:
+    """What ``fn(products, matrix)`` makes of each layer of a stack, as an array of the same shape."""
+    gram: typing.Any = seen.observer
+
+    def of_layer(array: jax.Array, products: jax.Array) -> jax.Array:
+        products = batched(products.astype(array.dtype), gram.contraction)
+        matrix = gram.contraction.matrix(array)
+        return gram.contraction.weight(jnp.broadcast_to(fn(products, matrix), matrix.shape), array.shape)
+
+    for _ in seen.lengths:
+        of_layer = jax.vmap(of_layer)
+    return of_layer(array, gram.products)
+
+
+def _importance(products: jax.Array, matrix: jax.Array) -> jax.Array:
+    return jnp.diagonal(products, axis1=1, axis2=2)[:, :, None]
+
+
+def _spread_error(products: jax.Array, difference: jax.Array) -> jax.Array:
+    return output_error(products, difference)[:, None]
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
@@ -160,6 +239,32 @@ def row_encoder(
         return contraction.matrix(codes)[:, 0], contraction.matrix(values)[:, 0]
 
     return encode
+
+
+def level_table(
+    layer: Layer, scheme: Scheme, contraction: Contraction
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """A function from a term to what it may become: all codes (n,), their values, and whether the scheme uses them.
+
+    Values are (n, groups, outputs).
+    """
+    shape = layer.weight.shape
+    one = tuple(1 if axis in contraction.axes else n for axis, n in enumerate(shape))
+    at = grid_at(scheme, layer.grid, contraction, shape)
+    low = -(2 ** (scheme.bits - 1)) if jnp.issubdtype(scheme.code_dtype, jnp.signedinteger) else 0
+    codes = (jnp.arange(2**scheme.bits, dtype=jnp.int32) + low).astype(scheme.code_dtype)
+
+    def table(term: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        grid = at(term)
+
+        def level(code: jax.Array) -> tuple[jax.Array, jax.Array]:
+            value = scheme.decode(jnp.broadcast_to(code, one), grid).astype(layer.weight.dtype)
+            used = (scheme.encode(value, grid) == code) & jnp.isfinite(value)
+            return contraction.matrix(value)[:, 0], contraction.matrix(used)[:, 0]
+
+        return codes, *jax.vmap(level)(codes)
+
+    return table
 
 
 def output_error(products: jax.Array, difference: jax.Array) -> jax.Array:

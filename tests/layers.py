@@ -21,7 +21,7 @@ LAYERS = {
         lambda w, x: x @ w.T,
         (12, 12),
         (40, 12),
-        jqz.Codebook(2, levels=jqz.schemes.GivenLevels((-1.5, -0.4, 0.3, 1.2))),
+        jqz.Codebook(2),
     ),
     "heads": (lambda w, x: jnp.einsum("bhd,hdo->bo", x, w), (3, 4, 5), (40, 3, 4), jqz.PowerOfTwo(bits=3)),
     "chain": (lambda w, x: jnp.einsum("oi,bi->bo", w, x), (5, 12), (40, 12), jqz.Symmetric(8) >> jqz.PowerOfTwo(3)),

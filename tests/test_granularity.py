@@ -46,16 +46,21 @@ def test_reduce_and_expand_against_loops(granularity, shape, block):
     counts = tuple(-(-n // b) for n, b in zip(shape, block, strict=True))
     assert granularity.grid_shape(shape) == counts
 
-    def reduce(blocks, axes):
+    def reduce(blocks, axes, others):
+        assert others.shape == blocks.shape
         mean = jnp.mean(blocks, axis=axes, keepdims=True)
-        return {"max": jnp.max(blocks, axis=axes, keepdims=True), "pair": jnp.stack([mean, -mean], -1)}
+        return {"max": jnp.max(blocks, axis=axes, keepdims=True), "pair": jnp.stack([mean, -mean], -1)} | {
+            "sum": jnp.sum(blocks * others, axis=axes, keepdims=True)
+        }
 
-    out = granularity.reduce(reduce, jnp.asarray(x))
+    y = np.arange(x.size, dtype=np.float32).reshape(shape)
+    out = granularity.reduce(reduce, jnp.asarray(x), jnp.asarray(y))
     wide = granularity.expand(out["max"], shape)
     assert out["max"].shape == counts
     assert out["pair"].shape == (*counts, 2)
     for index, place in _blocks(shape, block):
         np.testing.assert_array_equal(out["max"][index], x[place].max())
+        np.testing.assert_allclose(out["sum"][index], np.sum(x[place] * y[place]), rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(out["pair"][index], [x[place].mean(), -x[place].mean()], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(np.broadcast_to(wide, shape)[place], x[place].max())
 

@@ -40,7 +40,7 @@ FLOORS = (
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference", "_graph", "_layers", "files/range_coding", "files/lazy", "files/atomic"),
+    ("_inference", "_graph", "_layers", "_descent", "files/range_coding", "files/lazy", "files/atomic"),
     ("files/tree", "files/names"),
     ("files/safetensors",),
     ("_audit",),

@@ -1,8 +1,8 @@
 """Post-training algorithms: a trained model in fewer bits, from a few inputs without labels or from none.
 
 Rounders are functions ``f(params, policy, stats, ...) -> qparams``: they choose codes. ``stats`` come from
-``jqz.observe(fn, policy, jqz.observers.Gram())``. None is worse than nearest rounding on what it minimizes, the change
-of what each layer computes.
+``jqz.observe(fn, policy, jqz.observers.Gram())``; with them, none changes what a layer computes more than nearest
+rounding does.
 
 ============================= ========================================================= =========
 rounder                       method                                                    arXiv
@@ -10,6 +10,11 @@ rounder                       method                                            
 ``nearest``                   each weight to its nearest level
 ``gptq``                      errors made up for by weights that come later, then       2210.17323
                               coordinate descent                                        2309.01885
+``adaround``                  up or down, learned by gradients                          2004.10568
+``entropy_constrained``       fewest bits in a file for the error of nearest rounding
+``hqq``                       scales and zero points that leave most errors small,
+                              without inputs
+``k_means``                   codebooks learned where inputs are large                  2306.07629
 ============================= ========================================================= =========
 
 Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model.
@@ -47,29 +52,46 @@ choosing                      question                                          
 ``import jqz.algorithms`` imports them; ``import jqz`` alone does not.
 """
 
+from jqz._scheme import Scheme
 from jqz._sensitivity import Sensitivity
+from jqz.algorithms.adaround import adaround
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
+from jqz.algorithms.entropy_constrained import entropy_constrained
 from jqz.algorithms.equalization import equalize
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
+from jqz.algorithms.hqq import hqq
+from jqz.algorithms.k_means import k_means
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
 from jqz.algorithms.sensitivity import sensitivity
 from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
+from jqz.schemes import Asymmetric, Codebook, Symmetric
 
-#: What the laws of rounders are tested on.
-ROUNDERS = (nearest, gptq)
+#: What the laws of rounders are tested on, and the schemes that each takes.
+ROUNDERS = {
+    nearest: Scheme,
+    gptq: Scheme,
+    adaround: Scheme,
+    entropy_constrained: Scheme,
+    hqq: Symmetric | Asymmetric,
+    k_means: Codebook,
+}
 
 __all__ = [
     "ROUNDERS",
     "Sensitivity",
+    "adaround",
     "correct_bias",
+    "entropy_constrained",
     "equalize",
     "fold_batch_norm",
     "gptq",
     "heads",
+    "hqq",
+    "k_means",
     "layers",
     "most_sensitive",
     "nearest",

@@ -2,12 +2,12 @@
 
 import abc
 import dataclasses
-import functools
 import typing
 
 import jax
 import jax.numpy as jnp
 
+from jqz._descent import Pick, Problem, State, descend, put, rows_of
 from jqz._layers import Layer, output_error, round_layers, row_encoder
 from jqz._policy import PolicyLike
 from jqz._rows import Contraction
@@ -116,35 +116,27 @@ class _Gptq:
     block: int
 
     def __call__(self, layer: Layer, scheme: Scheme, contraction: Contraction) -> jax.Array:
-        gram, weight = layer.products, contraction.matrix(layer.weight)
-        terms = weight.shape[1]
-        order = self.order.of(jnp.sum(jnp.diagonal(gram, axis1=1, axis2=2), axis=0))
-        # whole blocks: what is added meets nothing, and changes nothing
-        block = min(self.block, terms)
-        more = -terms % block
-        order = jnp.pad(order, (0, more), constant_values=0)
-        real = jnp.arange(terms + more) < terms
-        gram = jnp.where((real[:, None] & real[None, :])[None], gram[:, order][:, :, order], 0)
-        weight = jnp.where(real[None, :, None], weight[:, order], 0)
+        order = self.order.of(jnp.sum(jnp.diagonal(layer.products, axis1=1, axis2=2), axis=0))
+        problem = Problem.of(layer.products, contraction.matrix(layer.weight), order, self.block)
+        gram, weight, order, block = problem
         encode = row_encoder(layer, scheme, contraction)
 
-        def rounded(row: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def rounded(row: jax.Array, place: jax.Array) -> State:
             return encode(row, order[place])
 
-        codes, values = jax.lax.map(lambda at: rounded(*at), (jnp.moveaxis(weight, 1, 0), jnp.arange(terms + more)))
-        start = jnp.moveaxis(codes, 0, 1), jnp.moveaxis(values, 0, 1)
+        start = problem.nearest(rounded)
         feedback = _in_order(gram, weight, rounded, start, self.damping, block)
         errors = [output_error(gram, values - weight) for _, values in (feedback, start)]
         better = (errors[0] < errors[1])[:, None]
         state = tuple(jnp.where(better, a, b) for a, b in zip(feedback, start, strict=True))
+
+        def pick(best: jax.Array, curve: jax.Array, code: jax.Array, place: jax.Array) -> Pick:
+            return Pick(*rounded(best, place), jnp.zeros_like(best))
+
         if self.sweeps:
-            descend = functools.partial(_descend, gram, weight, rounded, block)
-            state = jax.lax.fori_loop(0, self.sweeps, lambda _, state: descend(state), state)
-        back = jnp.argsort(jnp.where(real, order, terms))[:terms]
-        return contraction.weight(state[0][:, back], layer.weight.shape)
-
-
-State = tuple[jax.Array, jax.Array]  # codes and values, (groups, terms, outputs)
+            state = jax.lax.fori_loop(0, self.sweeps, lambda _, state: descend(problem, pick, state), state)
+        terms = contraction.terms(layer.weight.shape)
+        return contraction.weight(problem.back(state[0], terms), layer.weight.shape)
 
 
 def _inverse_factor(gram: jax.Array, damping: float) -> jax.Array:
@@ -173,14 +165,6 @@ def _inverse_factor(gram: jax.Array, damping: float) -> jax.Array:
     return jax.lax.while_loop(failed, again, (first, factor(first)))[1]
 
 
-def _rows(array: jax.Array, start: jax.Array, size: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=1)
-
-
-def _put(array: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(array, rows.astype(array.dtype), start, axis=1)
-
-
 def _in_order(
     gram: jax.Array, weight: jax.Array, rounded: typing.Any, start: State, damping: float, block: int
 ) -> State:
@@ -191,7 +175,7 @@ def _in_order(
     def of_block(number: jax.Array, carry: typing.Any) -> typing.Any:
         weight, state = carry
         first = number * block
-        factors = _rows(upper, first, block)  # (groups, block, terms)
+        factors = rows_of(upper, first, block)  # (groups, block, terms)
         inner = jax.lax.dynamic_slice_in_dim(factors, first, block, axis=2)
 
         def of_term(i: jax.Array, carry: typing.Any) -> typing.Any:
@@ -200,42 +184,13 @@ def _in_order(
             code, value = rounded(row, first + i)
             error = (row - value) / inner[:, i, i, None]
             rows = rows - inner[:, i, :, None] * error[:, None]  # those before i have a factor of 0
-            errors = _put(errors, error[:, None], i)
-            return rows, errors, (_put(codes, code[:, None], first + i), _put(values, value[:, None], first + i))
+            errors = put(errors, error[:, None], i)
+            return rows, errors, (put(codes, code[:, None], first + i), put(values, value[:, None], first + i))
 
-        rows = _rows(weight, first, block)
+        rows = rows_of(weight, first, block)
         rows, errors, state = jax.lax.fori_loop(0, block, of_term, (rows, jnp.zeros_like(rows), state))
         ahead = jnp.where((later >= first + block)[None, None], factors, 0)
         moved = jnp.einsum("gbt,gbo->gto", ahead, errors, precision=jax.lax.Precision.HIGHEST)
         return weight - moved, state
 
     return jax.lax.fori_loop(0, weight.shape[1] // block, of_block, (weight, start))[1]
-
-
-def _descend(gram: jax.Array, weight: jax.Array, rounded: typing.Any, block: int, state: State) -> State:
-    """One sweep of coordinate descent: no step makes the error of an output larger."""
-
-    def of_block(number: jax.Array, state: State) -> State:
-        first = number * block
-        rows = _rows(gram, first, block)
-        inner = jax.lax.dynamic_slice_in_dim(rows, first, block, axis=2)
-        slope = jnp.matmul(rows, state[1] - weight, precision=jax.lax.Precision.HIGHEST)
-
-        def of_term(i: jax.Array, carry: typing.Any) -> typing.Any:
-            slope, (codes, values) = carry
-            place = first + i
-            curve, old, code = inner[:, i, i, None], values[:, place], codes[:, place]
-            best = old - slope[:, i] / jnp.where(curve > 0, curve, 1)
-            new_code, new = rounded(best, place)
-            step = new - old
-            gains = step * (curve * step + 2 * slope[:, i]) < 0
-            step = jnp.where(gains, step, 0)
-            state = (
-                _put(codes, jnp.where(gains, new_code, code)[:, None], place),
-                _put(values, jnp.where(gains, new, old)[:, None], place),
-            )
-            return slope + inner[:, :, i, None] * step[:, None], state
-
-        return jax.lax.fori_loop(0, block, of_term, (slope, state))[1]
-
-    return jax.lax.fori_loop(0, weight.shape[1] // block, of_block, state)

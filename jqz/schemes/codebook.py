@@ -29,8 +29,13 @@ class Placement(abc.ABC):
     learned: typing.ClassVar[bool] = True
 
     @abc.abstractmethod
-    def place(self, blocks: jax.Array, axes: tuple[int, ...], count: int) -> jax.Array:
-        """At most ``count`` rising levels of each block, in one more axis at the end; ``axes`` are kept, length 1."""
+    def place(
+        self, blocks: jax.Array, axes: tuple[int, ...], count: int, weights: jax.Array | None = None
+    ) -> jax.Array:
+        """At most ``count`` rising levels of each block, in one more axis at the end; ``axes`` are kept, length 1.
+
+        ``weights``, in the shape of the blocks, say how much the squared error of each value counts.
+        """
 
 
 @typing.final
@@ -48,11 +53,13 @@ class KMeans(Placement):
     def __post_init__(self) -> None:
         _check_count("KMeans", "iterations", self.iterations, 0)
 
-    def place(self, blocks: jax.Array, axes: tuple[int, ...], count: int) -> jax.Array:
+    def place(
+        self, blocks: jax.Array, axes: tuple[int, ...], count: int, weights: jax.Array | None = None
+    ) -> jax.Array:
         def solve(samples: _clustering.Samples) -> jax.Array:
             return _clustering.lloyd(samples, _clustering.spread(samples, count), self.iterations)
 
-        return _solve(_of_samples(solve, count), blocks, axes, count, jax.vmap)
+        return _solve(_of_samples(solve, count), blocks, weights, axes, count, jax.vmap)
 
 
 @typing.final
@@ -69,12 +76,15 @@ class SparseKMeans(Placement):
     def __post_init__(self) -> None:
         _check_count("SparseKMeans", "iterations", self.iterations, 0)
 
-    def place(self, blocks: jax.Array, axes: tuple[int, ...], count: int) -> jax.Array:
-        def levels_of(row: jax.Array) -> jax.Array:
+    def place(
+        self, blocks: jax.Array, axes: tuple[int, ...], count: int, weights: jax.Array | None = None
+    ) -> jax.Array:
+        def levels_of(row: jax.Array, weight: jax.Array | None = None) -> jax.Array:
             some = row != 0
             anything = jnp.any(some)
             # a block of zeros counts its zeros, which are what its levels are then
-            samples = _clustering.samples(row, (some | ~anything).astype(jnp.int32))
+            counted = (some | ~anything).astype(jnp.int32 if weight is None else row.dtype)
+            samples = _clustering.samples(row, counted if weight is None else counted * weight)
             others = count - 1
 
             def solve() -> jax.Array:
@@ -86,7 +96,7 @@ class SparseKMeans(Placement):
             levels = jnp.sort(jnp.append(levels, jnp.zeros(1, row.dtype)))
             return jnp.where(jnp.isfinite(samples.center), levels, jnp.nan)
 
-        return _solve(levels_of, blocks, axes, count, jax.vmap)
+        return _solve(levels_of, blocks, weights, axes, count, jax.vmap)
 
 
 @typing.final
@@ -109,14 +119,16 @@ class Exact(Placement):
         _check_count("Exact", "bins", self.bins, 2, 4096)
         _check_count("Exact", "iterations", self.iterations, 0)
 
-    def place(self, blocks: jax.Array, axes: tuple[int, ...], count: int) -> jax.Array:
+    def place(
+        self, blocks: jax.Array, axes: tuple[int, ...], count: int, weights: jax.Array | None = None
+    ) -> jax.Array:
         def solve(samples: _clustering.Samples) -> jax.Array:
             return _clustering.lloyd(samples, _clustering.exact(samples, count, self.bins), self.iterations)
 
         def one_by_one(fn):
-            return lambda rows: jax.lax.map(fn, rows)
+            return lambda *rows: jax.lax.map(lambda row: fn(*row), rows)
 
-        return _solve(_of_samples(solve, count), blocks, axes, count, one_by_one)
+        return _solve(_of_samples(solve, count), blocks, weights, axes, count, one_by_one)
 
 
 @typing.final
@@ -142,7 +154,9 @@ class GivenLevels(Placement):
                 "Use GivenLevels(tuple(sorted(set(levels))))."
             )
 
-    def place(self, blocks: jax.Array, axes: tuple[int, ...], count: int) -> jax.Array:
+    def place(
+        self, blocks: jax.Array, axes: tuple[int, ...], count: int, weights: jax.Array | None = None
+    ) -> jax.Array:
         levels = jnp.asarray(np.array(self.levels), blocks.dtype)
         shape = tuple(1 if axis in axes else n for axis, n in enumerate(blocks.shape))
         if self.range is None:
@@ -218,13 +232,14 @@ class Codebook(Scheme):
     def code_dtype(self) -> typing.Any:
         return jnp.uint8
 
-    def calibrate(self, x: jax.Array) -> LevelsGrid:
+    def calibrate(self, x: jax.Array, weights: jax.Array | None = None) -> LevelsGrid:
+        """Chooses the levels of each block; ``weights``, in the shape of x, say how much each squared error counts."""
         x = x.astype(_scheme.work_dtype(x))
 
-        def place(blocks: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-            return self.levels.place(blocks, axes, 2**self.bits)
+        def place(blocks: jax.Array, axes: tuple[int, ...], *weights: jax.Array) -> jax.Array:
+            return self.levels.place(blocks, axes, 2**self.bits, *weights)
 
-        return LevelsGrid(self.granularity.reduce(place, x))
+        return LevelsGrid(self.granularity.reduce(place, x, *([] if weights is None else [weights.astype(x.dtype)])))
 
     def encode(self, x: jax.Array, grid: LevelsGrid) -> jax.Array:
         return _levels.nearest(x.astype(grid.levels.dtype), grid.levels, self.granularity)
@@ -237,11 +252,11 @@ class Codebook(Scheme):
         return ((x >= low) & (x <= high)).astype(x.dtype)
 
 
-def _of_samples(solve: Callable[[_clustering.Samples], jax.Array], count: int) -> Callable[[jax.Array], jax.Array]:
+def _of_samples(solve: Callable[[_clustering.Samples], jax.Array], count: int) -> Callable[..., jax.Array]:
     """The levels of a row from its samples, or its values themselves where they are few."""
 
-    def levels_of(row: jax.Array) -> jax.Array:
-        samples = _clustering.samples(row)
+    def levels_of(row: jax.Array, weight: jax.Array | None = None) -> jax.Array:
+        samples = _clustering.samples(row, weight)
         levels = _clustering.distinct(samples, count, lambda: solve(samples))
         # a sum shows NaN and infinity, which sorting may hide
         return jnp.where(jnp.isfinite(samples.center), levels, jnp.nan)
@@ -250,20 +265,29 @@ def _of_samples(solve: Callable[[_clustering.Samples], jax.Array], count: int) -
 
 
 def _solve(
-    levels_of: Callable[[jax.Array], jax.Array],
+    levels_of: Callable[..., jax.Array],
     blocks: jax.Array,
+    weights: jax.Array | None,
     axes: tuple[int, ...],
     count: int,
     batched: Callable,
 ) -> jax.Array:
-    """Levels of each block, from a row of values of moderate size."""
+    """Levels of each block, from a row of values of moderate size and of weights whose mean is 1."""
     kept = [n for axis, n in enumerate(blocks.shape) if axis not in axes]
     size = math.prod(blocks.shape[axis] for axis in axes)
-    rows = jnp.moveaxis(blocks, axes, range(-len(axes), 0)).reshape(math.prod(kept), size)
+
+    def as_rows(array: jax.Array) -> jax.Array:
+        return jnp.moveaxis(array, axes, range(-len(axes), 0)).reshape(math.prod(kept), size)
+
+    rows, more = as_rows(blocks), []
+    if weights is not None:
+        counted = as_rows(weights)
+        mean = jnp.mean(counted, axis=1, keepdims=True)
+        more.append(jnp.where(mean > 0, counted / jnp.where(mean > 0, mean, 1), 1))  # all count where none does
     unit = _unit(jnp.max(jnp.abs(rows), axis=1, keepdims=True))
 
     # a power of two moves no bit, and squares neither overflow nor vanish
-    levels = batched(levels_of)(rows / unit) * unit
+    levels = batched(levels_of)(rows / unit, *more) * unit
     return jnp.expand_dims(levels.reshape(*kept, count), axes)
 
 
