@@ -1,0 +1,84 @@
+"""Small networks in which each rewriter of ``jqz.algorithms`` finds something to do.
+
+A case is a function, its parameters, the inputs on which it must stay as it is (the first of which is measured), and
+how the rewriter is called.
+"""
+
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+import jqz
+
+
+class Convolutions(nn.Module):
+    """A convolution, a depthwise one and a pixel convolution with batch norms, and a dense layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        for channels, size, groups in ((6, 3, 1), (6, 3, 6), (5, 1, 1)):
+            x = nn.Conv(channels, (size, size), feature_group_count=groups, use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+class Transformer(nn.Module):
+    """Attention and a wide layer, each behind a norm, summed into a residual stream."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+        return x + nn.Dense(8)(nn.gelu(nn.Dense(12)(nn.LayerNorm()(x))))
+
+
+class Case(typing.NamedTuple):
+    fn: typing.Callable
+    params: typing.Any
+    inputs: list[jax.Array]
+    run: typing.Callable
+
+
+def drawn(model, shape, seed=0):
+    """Parameters with no bias at 0, no scale at 1 and ranges of channels apart; two inputs."""
+    rng = np.random.default_rng(seed)
+    inputs = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)]
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = np.exp(rng.normal(size=leaf.shape[-1])) * rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape))
+        if "var" in name or "scale" in name:
+            values = rng.uniform(0.5, 2, leaf.shape)
+        return jnp.asarray(values, jnp.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs[0])
+    return model.apply, jax.tree_util.tree_map_with_path(fill, shapes), inputs
+
+
+WEIGHTS = jqz.Policy({"**/kernel": jqz.Symmetric(3, jqz.PerAxis(-1))})
+
+
+def _convolutions():
+    fn, params, inputs = drawn(Convolutions(), (2, 6, 6, 3))
+    return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, inputs[0]))
+
+
+def _smooth():
+    fn, params, inputs = drawn(Transformer(), (2, 5, 8))
+    return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, inputs[:1]))
+
+
+def _aware():
+    fn, params, inputs = drawn(Transformer(), (2, 5, 8))
+    return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, WEIGHTS, inputs[:1]))
+
+
+#: The name of each rewriter -> its case.
+CASES: dict[str, typing.Callable[[], Case]] = {
+    "equalize": _convolutions,
+    "fold_batch_norm": _convolutions,
+    "smooth_quant": _smooth,
+    "awq": _aware,
+}
