@@ -31,6 +31,8 @@ rewriter                      method                                            
 ============================= ========================================================= =========
 ``equalize``                  channels scaled between two weights                       1906.04721
 ``fold_batch_norm``           scales of batch norms moved into the weights before them  1712.05877
+``smooth_quant``              outliers moved from activations into weights              2211.10438
+``awq``                       weights scaled by the activations that they meet          2306.00978
 ============================= ========================================================= =========
 
 For a choice of schemes, ``jqz.search`` asks what rounding each layer costs.
@@ -48,6 +50,7 @@ choosing                      question                                          
 """
 
 from jqz._sensitivity import Sensitivity
+from jqz.algorithms.activation_aware import awq
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.equalization import equalize
@@ -56,15 +59,21 @@ from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
 from jqz.algorithms.sensitivity import sensitivity
+from jqz.algorithms.smoothing import smooth_quant
 from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
 
 #: What the laws of rounders are tested on.
 ROUNDERS = (nearest, gptq)
 
+#: What the laws of rewriters are tested on.
+REWRITERS = (equalize, fold_batch_norm, smooth_quant, awq)
+
 __all__ = [
+    "REWRITERS",
     "ROUNDERS",
     "Sensitivity",
+    "awq",
     "correct_bias",
     "equalize",
     "fold_batch_norm",
@@ -79,5 +88,6 @@ __all__ = [
     "sensitivity",
     "skip_first",
     "skip_last",
+    "smooth_quant",
     "synthesize_inputs",
 ]
