@@ -34,6 +34,18 @@ class Transformer(nn.Module):
         return x + nn.Dense(8)(nn.gelu(nn.Dense(12)(nn.LayerNorm()(x))))
 
 
+class RootMeanSquare(nn.Module):
+    """The same with tokens, RMS norms, a gate and a last layer: its residual stream can be rotated."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(11, 8)(tokens) + self.param("positions", nn.initializers.normal(), (tokens.shape[1], 8))[None]
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(nn.RMSNorm()(x))
+        y = nn.RMSNorm()(x)
+        x = x + nn.Dense(8, name="down")(nn.silu(nn.Dense(12, name="gate")(y)) * nn.Dense(12, name="up")(y))
+        return nn.Dense(5, name="head")(nn.RMSNorm()(x))
+
+
 class Case(typing.NamedTuple):
     fn: typing.Callable
     params: typing.Any
@@ -41,10 +53,12 @@ class Case(typing.NamedTuple):
     run: typing.Callable
 
 
-def drawn(model, shape, seed=0):
+def drawn(model, shape, seed=0, tokens=0):
     """Parameters with no bias at 0, no scale at 1 and ranges of channels apart; two inputs."""
     rng = np.random.default_rng(seed)
     inputs = [jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(2)]
+    if tokens:
+        inputs = [jnp.asarray(rng.integers(0, tokens, shape), jnp.int32) for _ in range(2)]
 
     def fill(path, leaf):
         name = jax.tree_util.keystr(path)
@@ -75,10 +89,16 @@ def _aware():
     return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, WEIGHTS, inputs[:1]))
 
 
+def _rotated():
+    fn, params, inputs = drawn(RootMeanSquare(), (2, 5), tokens=11)
+    return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, jax.random.key(0), inputs[0]))
+
+
 #: The name of each rewriter -> its case.
 CASES: dict[str, typing.Callable[[], Case]] = {
     "equalize": _convolutions,
     "fold_batch_norm": _convolutions,
     "smooth_quant": _smooth,
     "awq": _aware,
+    "hadamard": _rotated,
 }

@@ -9,6 +9,7 @@ import pytest
 import rewritable
 
 from jqz import _links
+from jqz._rows import Place
 
 
 def found(fn, params, x):
@@ -71,15 +72,37 @@ def test_what_is_a_link_and_what_is_none(fn, wanted):
     assert links == wanted
 
 
-def test_places_lay_channels_out_in_their_order():
-    array = np.arange(24.0).reshape(2, 3, 4)
-    place = _links.Place("w", (2, 0))
-    first = place.channels_first(array)
-    assert first.shape == (8, 3)
-    for i in range(4):
-        for j in range(2):
-            np.testing.assert_array_equal(first[2 * i + j], array[j, :, i])
-    np.testing.assert_array_equal(place.back(first, array.shape), array)
-    along = place.along(jnp.arange(8.0), array.shape)
-    assert along.shape == (2, 1, 4)
-    np.testing.assert_array_equal(along[:, 0], np.arange(8.0).reshape(4, 2).T)
+def test_a_residual_stream_is_one_link_if_its_norms_have_no_scale():
+    fn, params, inputs = rewritable.drawn(rewritable.RootMeanSquare(), (2, 5), tokens=11)
+    ones = frozenset(f"params/RMSNorm_{i}/scale" for i in range(3))
+    stream, heads = _links.find_rotatable(fn, params, (inputs[0],), ones)
+    attention = "params/MultiHeadDotProductAttention_0"
+    assert {place.path for place in stream.firsts} == {
+        "params/Embed_0/embedding", "params/down/kernel", f"{attention}/out/kernel"
+    }  # fmt: skip
+    assert set(stream.shifts) == {
+        Place("params/positions", (1,)),
+        Place("params/down/bias", (0,)),
+        Place(f"{attention}/out/bias", (0,)),
+    }
+    readers = [f"{attention}/{part}/kernel" for part in ("query", "key", "value")]
+    readers += [f"params/{name}/kernel" for name in ("gate", "up", "head")]
+    assert sorted(stream.seconds) == sorted(Place(path, (0,)) for path in readers)
+    assert (stream.block, stream.normed) == (8, True)
+    assert heads.first.path == f"{attention}/value/kernel"
+    scales = [link.first.path for link in _links.find(fn, params, (inputs[0],)) if not link.by_weight]
+    assert sorted(scales) == sorted(ones)
+    without = _links.find_rotatable(fn, params, (inputs[0],), frozenset())
+    assert [link.first for link in without] == [heads.first]
+
+
+def test_scales_of_norms_are_found_however_they_are_written():
+    def normed(p, x):
+        x = x @ p["a"]
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True)) * p["scale"][None] @ p["b"]
+
+    params = {**PARAMS, "scale": jnp.arange(1.0, 5.0)}
+    assert found(normed, params, X) == {"scale": (["b"], [], 4)}
+    (link,) = _links.find_rotatable(normed, params, (X,), frozenset({"scale"}))
+    assert link.places == (Place("a", (1,)), Place("b", (0,)))
+    assert not _links.find_rotatable(normed, params, (X,), frozenset())

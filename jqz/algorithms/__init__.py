@@ -33,6 +33,7 @@ rewriter                      method                                            
 ``fold_batch_norm``           scales of batch norms moved into the weights before them  1712.05877
 ``smooth_quant``              outliers moved from activations into weights              2211.10438
 ``awq``                       weights scaled by the activations that they meet          2306.00978
+``hadamard``                  channels rotated between weights, and in residual streams 2404.00456
 ============================= ========================================================= =========
 
 For a choice of schemes, ``jqz.search`` asks what rounding each layer costs.
@@ -58,6 +59,7 @@ from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
+from jqz.algorithms.rotation import hadamard
 from jqz.algorithms.sensitivity import sensitivity
 from jqz.algorithms.smoothing import smooth_quant
 from jqz.algorithms.synthesis import synthesize_inputs
@@ -67,7 +69,7 @@ from jqz.algorithms.ties import residual_ties
 ROUNDERS = (nearest, gptq)
 
 #: What the laws of rewriters are tested on.
-REWRITERS = (equalize, fold_batch_norm, smooth_quant, awq)
+REWRITERS = (equalize, fold_batch_norm, smooth_quant, awq, hadamard)
 
 __all__ = [
     "REWRITERS",
@@ -78,6 +80,7 @@ __all__ = [
     "equalize",
     "fold_batch_norm",
     "gptq",
+    "hadamard",
     "heads",
     "layers",
     "most_sensitive",

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from jqz._channels import as_args, verify
 from jqz._layers import batched, output_error
-from jqz._links import Link, Place, find, met, observed
+from jqz._links import Link, find, met, observed
 from jqz._policy import PolicyLike, resolve
-from jqz._rows import Contraction
+from jqz._rows import Contraction, Place
 from jqz._scheme import Scheme, work_dtype
 from jqz._transform import named_leaves
 from jqz.observers import Gram
