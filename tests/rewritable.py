@@ -25,6 +25,18 @@ class Convolutions(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
+class AlwaysOn(nn.Module):
+    """Convolutions that do not pad, with biases and batch norms, a depthwise one and pixels to two readers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(6, (3, 3), padding="VALID")(x))
+        x = nn.Conv(6, (2, 2), padding="VALID", feature_group_count=6, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        x = nn.Conv(5, (1, 1))(x) + nn.BatchNorm(use_running_average=True)(nn.Conv(5, (1, 1), use_bias=False)(x))
+        return nn.Dense(3)(nn.relu(x).mean((1, 2)))
+
+
 class Transformer(nn.Module):
     """Attention and a wide layer, each behind a norm, summed into a residual stream."""
 
@@ -79,6 +91,13 @@ def _convolutions():
     return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, inputs[0]))
 
 
+def _absorbed():
+    fn, params, inputs = drawn(AlwaysOn(), (2, 6, 6, 3))
+    params["params"]["Conv_0"]["bias"] = jnp.array([9.0, 0.1, 5.0, -1.0, 8.0, 12.0])
+    params["params"]["BatchNorm_0"]["bias"] = jnp.array([9.0, -3.0, 7.0, 6.0, 8.0, 0.1])
+    return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, inputs))
+
+
 def _smooth():
     fn, params, inputs = drawn(Transformer(), (2, 5, 8))
     return Case(fn, params, inputs, lambda rewriter: rewriter(fn, params, inputs[:1]))
@@ -98,6 +117,7 @@ def _rotated():
 CASES: dict[str, typing.Callable[[], Case]] = {
     "equalize": _convolutions,
     "fold_batch_norm": _convolutions,
+    "absorb_high_bias": _absorbed,
     "smooth_quant": _smooth,
     "awq": _aware,
     "hadamard": _rotated,

@@ -31,6 +31,7 @@ rewriter                      method                                            
 ============================= ========================================================= =========
 ``equalize``                  channels scaled between two weights                       1906.04721
 ``fold_batch_norm``           scales of batch norms moved into the weights before them  1712.05877
+``absorb_high_bias``          high biases moved through relu, behind the next weights   1906.04721
 ``smooth_quant``              outliers moved from activations into weights              2211.10438
 ``awq``                       weights scaled by the activations that they meet          2306.00978
 ``hadamard``                  channels rotated between weights, and in residual streams 2404.00456
@@ -51,6 +52,7 @@ choosing                      question                                          
 """
 
 from jqz._sensitivity import Sensitivity
+from jqz.algorithms.absorption import absorb_high_bias
 from jqz.algorithms.activation_aware import awq
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
@@ -69,12 +71,13 @@ from jqz.algorithms.ties import residual_ties
 ROUNDERS = (nearest, gptq)
 
 #: What the laws of rewriters are tested on.
-REWRITERS = (equalize, fold_batch_norm, smooth_quant, awq, hadamard)
+REWRITERS = (equalize, fold_batch_norm, absorb_high_bias, smooth_quant, awq, hadamard)
 
 __all__ = [
     "REWRITERS",
     "ROUNDERS",
     "Sensitivity",
+    "absorb_high_bias",
     "awq",
     "correct_bias",
     "equalize",
