@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jqz._channels import Channels
-from jqz._rows import Place, output_axes
+from jqz._rows import Place, met_axis, output_axes
 from jqz._values import Pending, Value, Weight
 from jqz._walk import Equation, Rule
 
@@ -176,7 +176,7 @@ def rules(sources: list[Source], uses: dict[str, int], ones: frozenset[str]) -> 
         order = weight.order
         if order is None or len(order) != weight.ndim:  # changed on its way, or a layer of a scanned stack
             return None
-        met = _met(eqn, side, order, weight.shape, other) if _carries(other) else None
+        met = _met(eqn, side, weight, other) if _carries(other) else None
         if met is not None:
             other.source.seconds.append(Place(weight.path, met))
             other = other.value
@@ -362,23 +362,15 @@ def _reshaped(old: tuple[int, ...], new: tuple[int, ...], axes: tuple[int, ...])
     return None
 
 
-def _met(
-    eqn: Equation, side: int, order: tuple[int, ...], shape: tuple[int, ...], flow: typing.Any
-) -> tuple[int, ...] | None:
+def _met(eqn: Equation, side: int, weight: Weight, flow: _Flow) -> tuple[int, ...] | None:
     """The axes of a weight that meet the channels of a flow, or None where it does not sum over them alone."""
-    numbers = eqn.params["dimension_numbers"]
+    order = typing.cast(tuple[int, ...], weight.order)
     if eqn.primitive == "conv_general_dilated":
-        groups = eqn.params["feature_group_count"]
-        if side == 0 or flow.axes != (numbers.lhs_spec[1],) or eqn.params["batch_group_count"] != 1:
-            return None
-        if groups == 1:
-            return (order[numbers.rhs_spec[1]],)
-        depthwise = groups == flow.shape[flow.axes[0]] == shape[numbers.rhs_spec[0]]
-        if not depthwise:
-            return None
-        flow.source.block = 1
-        return (order[numbers.rhs_spec[0]],)
-    contracted, batch = numbers
+        axis = met_axis(eqn, side, weight, flow.axes[0], flow.shape[flow.axes[0]]) if len(flow.axes) == 1 else None
+        if axis is not None and eqn.params["feature_group_count"] > 1:
+            flow.source.block = 1
+        return None if axis is None else (order[axis],)
+    contracted, batch = eqn.params["dimension_numbers"]
     if batch[0] or any(axis not in contracted[1 - side] for axis in flow.axes):
         return None
     return tuple(order[contracted[side][contracted[1 - side].index(axis)]] for axis in flow.axes)

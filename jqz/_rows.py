@@ -147,3 +147,21 @@ def output_axes(eqn: Equation, side: int, weight: Weight, other: int) -> dict[in
     free = [axis for axis in range(weight.ndim) if axis not in contracted[side]]
     start = other - len(contracted[1 - side]) if side == 1 else 0
     return {start + i: order[axis] for i, axis in enumerate(free)}
+
+
+def met_axis(eqn: Equation, side: int, weight: Weight, axis: int, length: int) -> int | None:
+    """The axis of the moved weight that meets one axis of the other operand, where the product sums over that alone.
+
+    For a convolution of one group it is that of the channels that go in; for a depthwise one that of the channels.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive == "dot_general":
+        contracted, batch = numbers
+        its = tuple(contracted[1 - side])
+        return contracted[side][0] if its == (axis,) and not batch[0] else None
+    groups = eqn.params["feature_group_count"]
+    if side == 0 or numbers.lhs_spec[1] != axis or eqn.params["batch_group_count"] != 1:
+        return None
+    if groups == 1:
+        return numbers.rhs_spec[1]
+    return numbers.rhs_spec[0] if groups == length == weight.shape[numbers.rhs_spec[0]] else None

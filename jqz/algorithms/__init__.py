@@ -20,6 +20,7 @@ correction                    method                                            
 ============================= ========================================================= =========
 ``reestimate_batch_norm``     mean and variance measured again behind rounded weights   1806.08342
 ``correct_bias``              biases that restore the mean of each channel              1906.04721
+``correct_bias_data_free``    the same from the statistics of batch norms, without inputs 1906.04721
 ``synthesize_inputs``         inputs that batch norms recognize, where there are none   2001.00281
 ============================= ========================================================= =========
 
@@ -57,6 +58,7 @@ from jqz.algorithms.activation_aware import awq
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.equalization import equalize
+from jqz.algorithms.expected_bias import correct_bias_data_free
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.nearest import nearest
@@ -80,6 +82,7 @@ __all__ = [
     "absorb_high_bias",
     "awq",
     "correct_bias",
+    "correct_bias_data_free",
     "equalize",
     "fold_batch_norm",
     "gptq",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jqz._channels import Channels, Handlers, Leaves, as_args, verify, walk_channels
-from jqz._rows import output_axes
+from jqz._rows import met_axis, output_axes
 from jqz._transform import named_leaves
 from jqz._values import Pending, Value, Weight
 from jqz._walk import Equation, Rule
@@ -237,16 +237,7 @@ def _rules(pairs: list[_Pair], uses: dict[str, int]) -> dict[str, Rule]:
 
 def _met(eqn: Equation, side: int, weight: Weight, carried: _Carried) -> int | None:
     """The axis of the moved weight that meets the channels, if constant channels make a constant result."""
-    numbers = eqn.params["dimension_numbers"]
-    if eqn.primitive == "dot_general":
-        contracted, batch = numbers
-        its = contracted[1 - side]
-        return contracted[side][its.index(carried.axis)] if its == (carried.axis,) and not batch[0] else None
     p = eqn.params
-    groups, channels = p["feature_group_count"], carried.shape[carried.axis]
-    pads = any(map(any, p["padding"])) or any(n != 1 for n in p["lhs_dilation"])
-    if side == 0 or numbers.lhs_spec[1] != carried.axis or p["batch_group_count"] != 1 or pads:
+    if eqn.primitive != "dot_general" and (any(map(any, p["padding"])) or any(n != 1 for n in p["lhs_dilation"])):
         return None
-    if groups == 1:
-        return numbers.rhs_spec[1]
-    return numbers.rhs_spec[0] if groups == channels == weight.shape[numbers.rhs_spec[0]] else None
+    return met_axis(eqn, side, weight, carried.axis, carried.shape[carried.axis])
