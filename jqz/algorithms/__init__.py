@@ -20,7 +20,7 @@ correction                    method                                            
 ============================= ========================================================= =========
 ``reestimate_batch_norm``     mean and variance measured again behind rounded weights   1806.08342
 ``correct_bias``              biases that restore the mean of each channel              1906.04721
-``correct_bias_data_free``    the same from the statistics of batch norms, without inputs 1906.04721
+``correct_bias_data_free``    the same from statistics of batch norms, without inputs   1906.04721
 ``synthesize_inputs``         inputs that batch norms recognize, where there are none   2001.00281
 ============================= ========================================================= =========
 
