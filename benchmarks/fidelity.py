@@ -47,7 +47,7 @@ class MobileNetV2(nn.Module):
     activation: typing.Callable = nn.relu6
 
     def layer(self, x, path, norm, channels, size=1, stride=1, groups=1):
-        pads = [((size - 1) // 2,) * 2] * 2
+        pads = [((size - 1) // 2, (size - 1) // 2)] * 2
         x = nn.Conv(channels, (size,) * 2, stride, pads, feature_group_count=groups, use_bias=False, name=path)(x)
         return nn.BatchNorm(use_running_average=True, name=norm)(x)
 
@@ -119,7 +119,7 @@ class Study:
 
     def __init__(self, network: Network, cache: pathlib.Path, size: int):
         images, self.labels = crops(size, cache)
-        images = (images - np.float32(network.mean)) / np.float32(network.deviation)
+        images = (images - np.array(network.mean, np.float32)) / np.array(network.deviation, np.float32)
         self.tests = [jnp.asarray(part) for part in np.split(images, 5)]
         self.inputs = [jnp.asarray(part[:, :, ::-1]) for part in np.split(images[::2], 5)]
         self.variables = network.variables(cache)
