@@ -176,6 +176,8 @@ def four_bits(s: Study) -> None:
     s.row("the same, biases corrected without data", s.weights_only(free))
     fixed = algorithms.correct_bias(s.model, s.variables, nearest, s.inputs)
     s.row("the same, biases corrected", s.weights_only(fixed))
+    again = algorithms.reestimate_batch_norm(s.model, nearest, s.inputs, reference=s.variables)
+    s.row("the same, batch norms measured again", s.weights_only(again))
     watch = jax.jit(jqz.observe(s.model, policy, jqz.observers.Gram()))
     grams = watch(s.variables, s.inputs[0])
     for x in s.inputs[1:]:
