@@ -201,14 +201,19 @@ def _convert(eqn: Equation, x: Value) -> Sequence[Value] | None:
 
 
 def walk_channels(
-    fn: Callable[..., typing.Any], params: typing.Any, args: Sequence[typing.Any], handlers: Handlers, *tables: Rules
+    fn: Callable[..., typing.Any],
+    params: typing.Any,
+    args: Sequence[typing.Any],
+    handlers: Handlers,
+    *tables: Rules,
+    always: frozenset[str] = frozenset(),
 ) -> tuple[typing.Any, Walk]:
     """Runs a function on parameters, QTensors among them, with handlers at its batch norms and biases.
 
     What stands in loops and branches is computed, and not looked at. With more ``tables`` of rules, which come first,
-    leaves of higher rank are weights that these rules follow.
+    leaves of higher rank are weights that these rules follow; they are offered primitives in ``always`` on arrays too.
     """
-    walk = Walk(either(*tables, rules(handlers)), derivatives=False)
+    walk = Walk(either(*tables, rules(handlers)), derivatives=False, always=always)
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_qtensor)
 
     def tagged(path: typing.Any, leaf: typing.Any) -> typing.Any:

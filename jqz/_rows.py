@@ -1,4 +1,4 @@
-"""A product as a matrix product: the rows that meet a weight, and how the weight is a matrix."""
+"""A product as a matrix product: the rows that meet a weight, how it is a matrix, and where its channels lie."""
 
 import dataclasses
 import itertools
@@ -51,6 +51,34 @@ class Contraction:
         order = self._order(len(shape))
         flat = matrix.transpose(1, 0, 2).reshape([shape[axis] for axis in order])
         return flat.transpose([order.index(axis) for axis in range(len(shape))])
+
+
+class Place(typing.NamedTuple):
+    """Where channels lie in a parameter: along axes of it, the last of which runs fastest."""
+
+    path: str
+    axes: tuple[int, ...]
+
+    def along(self, vector: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """A number for each channel, laid out to broadcast against a parameter of this shape."""
+        order = sorted(range(len(self.axes)), key=lambda i: self.axes[i])
+        part = vector.reshape([shape[axis] for axis in self.axes]).transpose(order)
+        return part.reshape([n if axis in self.axes else 1 for axis, n in enumerate(shape)])
+
+    def channels_first(self, array: jax.Array) -> jax.Array:
+        """A parameter as (channels, all else)."""
+        rest = [axis for axis in range(array.ndim) if axis not in self.axes]
+        size = math.prod(array.shape[axis] for axis in self.axes)
+        return array.transpose((*self.axes, *rest)).reshape(size, -1)
+
+    def back(self, matrix: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The inverse of ``channels_first`` for a parameter of this shape."""
+        order = (*self.axes, *(axis for axis in range(len(shape)) if axis not in self.axes))
+        return matrix.reshape([shape[axis] for axis in order]).transpose([order.index(i) for i in range(len(shape))])
+
+    def largest(self, array: jax.Array) -> jax.Array:
+        """The largest magnitude of each channel."""
+        return jnp.max(jnp.abs(self.channels_first(array)), axis=1)
 
 
 def rows(eqn: Equation, x: Value, weight: Value, side: int) -> tuple[jax.Array, Contraction] | None:
@@ -119,3 +147,21 @@ def output_axes(eqn: Equation, side: int, weight: Weight, other: int) -> dict[in
     free = [axis for axis in range(weight.ndim) if axis not in contracted[side]]
     start = other - len(contracted[1 - side]) if side == 1 else 0
     return {start + i: order[axis] for i, axis in enumerate(free)}
+
+
+def met_axis(eqn: Equation, side: int, weight: Weight, axis: int, length: int) -> int | None:
+    """The axis of the moved weight that meets one axis of the other operand, where the product sums over that alone.
+
+    For a convolution of one group it is that of the channels that go in; for a depthwise one that of the channels.
+    """
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive == "dot_general":
+        contracted, batch = numbers
+        its = tuple(contracted[1 - side])
+        return contracted[side][0] if its == (axis,) and not batch[0] else None
+    groups = eqn.params["feature_group_count"]
+    if side == 0 or numbers.lhs_spec[1] != axis or eqn.params["batch_group_count"] != 1:
+        return None
+    if groups == 1:
+        return numbers.rhs_spec[1]
+    return numbers.rhs_spec[0] if groups == length == weight.shape[numbers.rhs_spec[0]] else None

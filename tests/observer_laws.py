@@ -53,7 +53,7 @@ def same(got: Observer, wanted: Observer, what: str, exactly: bool = False) -> N
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max(initial=0), err_msg=what)
 
 
-EXTREMES = (observers.AbsMax, observers.MinMax)
+EXTREMES = (observers.AbsMax, observers.MinMax, observers.TermMax)
 
 
 def nothing_is_neutral(observer: Observer) -> None:

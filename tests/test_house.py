@@ -47,6 +47,8 @@ FLOORS = (
     ("_nodes", "_complete", "_runtime"),  # what exporters share
     ("_operators",),
     ("_channels",),
+    ("_carriers",),
+    ("_links",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("analysis/report",),
     ("algorithms", "training", "analysis", "files", "export"),

@@ -1,11 +1,13 @@
-"""Gram matrices of dots and convolutions against what these compute."""
+"""Gram matrices of dots and convolutions against what these compute, and where channels lie."""
 
 import jax
+import jax.numpy as jnp
 import layers
 import numpy as np
 import pytest
 
 import jqz
+from jqz._rows import Place
 from jqz.observers import Gram
 
 
@@ -38,3 +40,17 @@ def test_scanned_layers_have_a_matrix_each(seen):
     )
     assert stats["stack"].observer.contraction.axes == (0,)
     assert params["stack"].shape[0] == 2
+
+
+def test_places_lay_channels_out_in_their_order():
+    array = np.arange(24.0).reshape(2, 3, 4)
+    place = Place("w", (2, 0))
+    first = place.channels_first(array)
+    assert first.shape == (8, 3)
+    for i in range(4):
+        for j in range(2):
+            np.testing.assert_array_equal(first[2 * i + j], array[j, :, i])
+    np.testing.assert_array_equal(place.back(first, array.shape), array)
+    along = place.along(jnp.arange(8.0), array.shape)
+    assert along.shape == (2, 1, 4)
+    np.testing.assert_array_equal(along[:, 0], np.arange(8.0).reshape(4, 2).T)

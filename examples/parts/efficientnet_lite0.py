@@ -58,13 +58,14 @@ class Block(nn.Module):
 
     stage: Stage
     stride: int
+    activation: typing.Callable = nn.relu6
 
     @nn.compact
     def __call__(self, x):
         wide, y = x.shape[-1] * self.stage.expansion, x
         if self.stage.expansion != 1:
-            y = nn.relu6(_layer(y, "_expand_conv", "_bn0", wide))
-        y = nn.relu6(_layer(y, "_depthwise_conv", "_bn1", wide, self.stage.size, self.stride, groups=wide))
+            y = self.activation(_layer(y, "_expand_conv", "_bn0", wide))
+        y = self.activation(_layer(y, "_depthwise_conv", "_bn1", wide, self.stage.size, self.stride, groups=wide))
         y = _layer(y, "_project_conv", "_bn2", self.stage.channels)
         return x + y if x.shape == y.shape else y
 
@@ -76,15 +77,16 @@ class Lite0(nn.Module):
     stem: int = 32
     head: int = 1280
     classes: int = 1000
+    activation: typing.Callable = nn.relu6
 
     @nn.compact
     def __call__(self, x):
-        x, index = nn.relu6(_layer(x, "_conv_stem", "_bn0", self.stem, 3, 2)), 0
+        x, index = self.activation(_layer(x, "_conv_stem", "_bn0", self.stem, 3, 2)), 0
         for stage in self.stages:
             for repeat in range(stage.repeats):
-                x = Block(stage, 1 if repeat else stage.stride, name=f"_blocks_{index}")(x)
+                x = Block(stage, 1 if repeat else stage.stride, self.activation, name=f"_blocks_{index}")(x)
                 index += 1
-        x = nn.relu6(_layer(x, "_conv_head", "_bn1", self.head))
+        x = self.activation(_layer(x, "_conv_head", "_bn1", self.head))
         return nn.Dense(self.classes, name="_fc")(x.mean((1, 2)))
 
 

@@ -25,6 +25,7 @@ correction                    method                                            
 ============================= ========================================================= =========
 ``reestimate_batch_norm``     mean and variance measured again behind rounded weights   1806.08342
 ``correct_bias``              biases that restore the mean of each channel              1906.04721
+``correct_bias_data_free``    the same from statistics of batch norms, without inputs   1906.04721
 ``synthesize_inputs``         inputs that batch norms recognize, where there are none   2001.00281
 ============================= ========================================================= =========
 
@@ -36,6 +37,10 @@ rewriter                      method                                            
 ============================= ========================================================= =========
 ``equalize``                  channels scaled between two weights                       1906.04721
 ``fold_batch_norm``           scales of batch norms moved into the weights before them  1712.05877
+``absorb_high_bias``          high biases moved through relu, behind the next weights   1906.04721
+``smooth_quant``              outliers moved from activations into weights              2211.10438
+``awq``                       weights scaled by the activations that they meet          2306.00978
+``hadamard``                  channels rotated between weights, and in residual streams 2404.00456
 ============================= ========================================================= =========
 
 For a choice of schemes, ``jqz.search`` asks what rounding each layer costs.
@@ -54,18 +59,23 @@ choosing                      question                                          
 
 from jqz._scheme import Scheme
 from jqz._sensitivity import Sensitivity
+from jqz.algorithms.absorption import absorb_high_bias
+from jqz.algorithms.activation_aware import awq
 from jqz.algorithms.adaround import adaround
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
 from jqz.algorithms.entropy_constrained import entropy_constrained
 from jqz.algorithms.equalization import equalize
+from jqz.algorithms.expected_bias import correct_bias_data_free
 from jqz.algorithms.folding import fold_batch_norm
 from jqz.algorithms.gptq import gptq
 from jqz.algorithms.hqq import hqq
 from jqz.algorithms.k_means import k_means
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
+from jqz.algorithms.rotation import hadamard
 from jqz.algorithms.sensitivity import sensitivity
+from jqz.algorithms.smoothing import smooth_quant
 from jqz.algorithms.synthesis import synthesize_inputs
 from jqz.algorithms.ties import residual_ties
 from jqz.schemes import Asymmetric, Codebook, Symmetric
@@ -80,15 +90,23 @@ ROUNDERS = {
     k_means: Codebook,
 }
 
+#: What the laws of rewriters are tested on.
+REWRITERS = (equalize, fold_batch_norm, absorb_high_bias, smooth_quant, awq, hadamard)
+
 __all__ = [
+    "REWRITERS",
     "ROUNDERS",
     "Sensitivity",
+    "absorb_high_bias",
     "adaround",
+    "awq",
     "correct_bias",
+    "correct_bias_data_free",
     "entropy_constrained",
     "equalize",
     "fold_batch_norm",
     "gptq",
+    "hadamard",
     "heads",
     "hqq",
     "k_means",
@@ -101,5 +119,6 @@ __all__ = [
     "sensitivity",
     "skip_first",
     "skip_last",
+    "smooth_quant",
     "synthesize_inputs",
 ]

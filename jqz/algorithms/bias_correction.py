@@ -75,7 +75,8 @@ def correct_bias(
     batches = [as_args(batch) for batch in batches]
     if not batches:
         raise ValueError("correct_bias: got no batches. Use batches=[x], with x as the model takes it.")
-    float_means = _means([run(params, batch) for batch in batches])
+    exact = [run(params, batch) for batch in batches]
+    float_means = _means(exact)
     # a bias that is used twice has no one right value
     twice = {name.split("#")[0] for name in float_means if "#" in name}
     biases = _leaves(params, [name for name in float_means if "#" not in name and name not in twice])
@@ -84,9 +85,15 @@ def correct_bias(
             "correct_bias: found no bias outside of loops and branches. Use a model whose layers add one, "
             "such as nn.Dense(features, use_bias=True)."
         )
-    wanted = {name: float_means[name] + bias for name, bias in biases.items()}
-    means = _means([corrected(qparams, wanted, batch) for batch in batches])
-    return replaced(qparams, {name: wanted[name] - means[name] for name in wanted})
+
+    def shifted(means: Leaves) -> Leaves:
+        return {name: means[name] + bias for name, bias in biases.items()}
+
+    # within a batch its own means are restored, not those of all: what comes later sees that batch as it is
+    means = _means(
+        [corrected(qparams, shifted(_means([one])), batch) for one, batch in zip(exact, batches, strict=True)]
+    )
+    return replaced(qparams, {name: wanted - means[name] for name, wanted in shifted(float_means).items()})
 
 
 def _means(records: list[dict[str, Stacked]]) -> dict[str, jax.Array]:

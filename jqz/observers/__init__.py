@@ -13,6 +13,7 @@ statistic allows it; ``all_merge`` merges over the devices of a mesh.
 ``MSE``        the clip with the least squared error of the scheme; best below 8 bits
 ``Entropy``    the clip that loses the least information
 ``Moments``    mean and variance of channels
+``TermMax``    the largest magnitude of each term of a weight's sum
 ``Gram``       X^T X for second-order rounding; no range
 ============== ===================================================================================
 """
@@ -25,6 +26,7 @@ from jqz.observers.moments import Moments
 from jqz.observers.moving_average import EMA
 from jqz.observers.mse import MSE
 from jqz.observers.percentile import Percentile
+from jqz.observers.terms import TermMax
 
 CATALOGUE: tuple[Observer, ...] = (
     AbsMax(),
@@ -34,6 +36,7 @@ CATALOGUE: tuple[Observer, ...] = (
     MSE(bins=512, candidates=16),
     Entropy(bins=512),
     Moments(),
+    TermMax(),
     Gram(),
 )
 
@@ -48,5 +51,6 @@ __all__ = [
     "Moments",
     "Observer",
     "Percentile",
+    "TermMax",
     "all_merge",
 ]

@@ -1,4 +1,4 @@
-"""What every rounder of ``jqz.algorithms`` obeys; a new one is tested by being listed in its catalogue."""
+"""What every rounder and rewriter of ``jqz.algorithms`` obeys; a new one is tested by being listed in its catalogue."""
 
 import functools
 
@@ -6,6 +6,7 @@ import jax
 import layers
 import numpy as np
 import pytest
+import rewritable
 
 import jqz
 from jqz import algorithms
@@ -67,3 +68,19 @@ def test_other_leaves_stay(rounder):
     out = rounder(tree, policy, stats)
     assert out["bias"] is tree["bias"]
     assert isinstance(out[name], jqz.QTensor)
+
+
+@pytest.mark.parametrize("rewriter", algorithms.REWRITERS, ids=lambda f: f.__name__)
+def test_rewriters_keep_the_function_and_change_weights(rewriter):
+    fn, params, x, run = rewritable.CASES[rewriter.__name__]()
+    new = run(rewriter)
+    assert jax.tree.structure(new) == jax.tree.structure(params)
+    moved = 0.0
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(new), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        moved = max(moved, float(np.abs(np.asarray(a) - b).max() / np.abs(a).max()))
+    assert moved > 0.1
+    run_on = jax.jit(fn)
+    for one in x:
+        before, after = (np.asarray(run_on(tree, one), np.float64) for tree in (params, new))
+        assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()

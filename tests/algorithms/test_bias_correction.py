@@ -39,6 +39,19 @@ def test_layer_by_layer():
     outputs = [np.asarray(model(jqz.dequantize(tree), x.astype(np.float32))) for tree in (params, once)]
     np.testing.assert_allclose(outputs[0].mean(0), outputs[1].mean(0), atol=1e-5)
     assert isinstance(once["a"]["kernel"], jqz.QTensor)
+    # batches whose means are apart keep their own while later layers are measured
+    apart = [batches[0] - 2, batches[1] + 2]
+    got = correct_bias(model, params, qparams, apart)
+    first, behind = [], []
+    for part in (np.asarray(batch, np.float64) for batch in apart):
+        y = part @ wide["a"]["kernel"] + wide["a"]["bias"]
+        z = np.maximum(y, 0) @ wide["b"]["kernel"] + wide["b"]["bias"]
+        own = y.mean(0) - (part @ rounded["a"]["kernel"]).mean(0)
+        first.append(own)
+        hidden = np.maximum(part @ rounded["a"]["kernel"] + own, 0)
+        behind.append(z.mean(0) - (hidden @ rounded["b"]["kernel"]).mean(0))
+    np.testing.assert_allclose(got["a"]["bias"], np.mean(first, 0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got["b"]["bias"], np.mean(behind, 0), rtol=1e-4, atol=1e-5)
 
 
 def test_errors_say_what_to_do():

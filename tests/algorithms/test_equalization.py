@@ -85,7 +85,7 @@ X = jnp.ones((2, 3))
     ids=["relu6", "tanh", "weight used twice", "result used twice"],
 )
 def test_what_is_no_pair_is_left_alone(model):
-    with pytest.raises(ValueError, match="found no product whose result goes to one other product alone"):
+    with pytest.raises(ValueError, match="found no product whose result goes to other products alone"):
         equalize(model, PARAMS, X)
 
 
