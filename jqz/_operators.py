@@ -3,7 +3,7 @@
 import functools
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -320,21 +320,28 @@ class _Closed(dict[str, Rule]):
         return name not in self.BODIES
 
     def __missing__(self, name: str) -> Rule:
-        def rule(eqn: Equation, *operands: Value) -> None:
-            if any(isinstance(v, Node) for v in operands):
-                refuse(eqn, "no operator computes this.")
-
-        return rule
+        return _none
 
 
-def graph_of(net: typing.Any, example: typing.Any) -> g.Graph:
-    """The operators of a ``Net`` for inputs like ``example`` (an array, or a tuple of arguments), with NumPy arrays."""
+def _none(eqn: Equation, *operands: Value) -> None:
+    if any(isinstance(v, Node) for v in operands):
+        refuse(eqn, "no operator computes this.")
+
+
+def graph_of(net: typing.Any, example: typing.Any, primitives: Container[str] | None = None) -> g.Graph:
+    """The operators of a ``Net`` for inputs like ``example`` (an array, or a tuple of arguments), with NumPy arrays.
+
+    ``primitives`` are those that there are operators for, if not all.
+    """
     args = example if isinstance(example, tuple) else (example,)
     leaves, treedef = jax.tree.flatten(args)
 
     def numbers(qparams: typing.Any, sites: typing.Any) -> g.Graph:
         build, outputs = Builder(), []
-        walk = Walk(_Closed(either(structure.RULES, rules(build))), given_sites("export", sites), derivatives=False)
+        table = {
+            name: rule if primitives is None or name in primitives else _none for name, rule in rules(build).items()
+        }
+        walk = Walk(_Closed(either(structure.RULES, table)), given_sites("export", sites), derivatives=False)
         nodes = [Real(build.tensor(leaf.shape, None), tuple(leaf.shape)) for leaf in leaves]
 
         def finish(walk: Walk, value: Value) -> Value:

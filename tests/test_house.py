@@ -44,8 +44,9 @@ FLOORS = (
     ("files/tree", "files/names"),
     ("files/safetensors",),
     ("_audit",),
-    ("_nodes", "_complete", "_runtime"),  # what exporters share
+    ("_nodes", "_complete", "_runtime", "_loops_in_c"),  # what exporters share
     ("_operators",),
+    ("_target",),
     ("_channels",),
     ("algorithms/*", "training/*", "analysis/*", "files/*", "export/*"),
     ("analysis/report",),

@@ -6,20 +6,18 @@ import typing
 import numpy as np
 
 from jqz import _graph as g
-from jqz._complete import complete
-from jqz._operators import graph_of
 from jqz._runtime import (
     Integers,
     Interface,
     Numbers,
     Values,
-    as_codes,
     bounds,
     clip_codes,
     code_of,
     is_mean,
     sound_weights,
 )
+from jqz._target import target_graph, write_each
 
 #: The versions of operators and of the format that files ask for.
 OPSET, FORMAT = 21, 10
@@ -57,7 +55,7 @@ def onnx(
         library, helper = map(importlib.import_module, ("onnx", "onnx.helper"))
     except ImportError as error:
         raise ImportError("onnx: the package is missing. Use pip install 'jqz[onnx]'.") from error
-    writer = _Writer(helper, numbers.of(as_codes(graph_of(complete(net, example), example), interface)))
+    writer = _Writer(helper, target_graph(net, example, interface, numbers))
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(writer.graph_proto(), opset_imports=opset, ir_version=FORMAT, producer_name="jqz")
     library.checker.check_model(model)
@@ -81,8 +79,7 @@ class _Writer:
 
     def graph_proto(self) -> typing.Any:
         inputs = [self._interface(i, "in") for i in self.graph.inputs]
-        for operator in self.graph.operators:
-            getattr(self, f"_{type(operator).__name__.lower()}")(operator)
+        write_each(self, self.graph)
         outputs = [self._interface(i, "out") for i in self.graph.outputs]
         return self.helper.make_graph(self.nodes, "jqz", inputs, outputs, self.constants)
 

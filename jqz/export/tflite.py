@@ -5,14 +5,11 @@ import typing
 import numpy as np
 
 from jqz import _graph as g
-from jqz._complete import complete
-from jqz._operators import graph_of
 from jqz._runtime import (
     Integers,
     Interface,
     Numbers,
     Values,
-    as_codes,
     bounds,
     clip_codes,
     code_of,
@@ -20,6 +17,7 @@ from jqz._runtime import (
     is_mean,
     sound_weights,
 )
+from jqz._target import target_graph, write_each
 
 _VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "SPACE_TO_DEPTH": 2}
 
@@ -61,7 +59,7 @@ def tflite(
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
         raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
-    graph = numbers.of(as_codes(graph_of(complete(net, example), example), interface))
+    graph = target_graph(net, example, interface, numbers)
     writer = _Writer(schema, graph)
     builder = _sharing(flatbuffers.Builder)(1 << 20)
     builder.Finish(writer.model().Pack(builder), b"TFL3")
@@ -92,8 +90,7 @@ class _Writer:
 
     def model(self) -> typing.Any:
         schema = self.schema
-        for operator in self.graph.operators:
-            getattr(self, f"_{type(operator).__name__.lower()}")(operator)
+        write_each(self, self.graph)
         subgraph = schema.SubGraphT()
         subgraph.tensors, subgraph.operators, subgraph.name = self.tensors, self.operators, b"main"
         subgraph.inputs = [self.numbers[i] for i in self.graph.inputs]

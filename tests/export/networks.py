@@ -58,7 +58,7 @@ def branches(params, x):
     return jax.nn.sigmoid(padded + (x @ params["d/kernel"])), jnp.minimum(a @ params["e/kernel"], 2.0)
 
 
-def _filled(shapes):
+def filled(shapes):
     rng = np.random.default_rng(7)
 
     def fill(path, leaf):
@@ -72,31 +72,31 @@ def _filled(shapes):
 
 
 def _mobile():
-    variables = _filled(jax.eval_shape(Mobile().init, jax.random.key(0), jnp.ones((1, 12, 12, 3))))
+    variables = filled(jax.eval_shape(Mobile().init, jax.random.key(0), jnp.ones((1, 12, 12, 3))))
     scale = variables["params"]["BatchNorm_1"]["scale"]
     variables["params"]["BatchNorm_1"]["scale"] = scale.at[0].set(0).at[1].multiply(-1)
     return Mobile().apply, variables, (12, 12, 3)
 
 
-def _kernels(**shapes):
-    return _filled({name.replace("_", "/"): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
+def kernels(**shapes):
+    return filled({name.replace("_", "/"): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
 
 
 def _nnx():
     graph, state = nnx.split(nnx.eval_shape(lambda: nnx.Linear(6, 7, rngs=nnx.Rngs(0))))
-    return lambda state, x: jax.nn.relu(nnx.merge(graph, state)(x)), _filled(state), (6,)
+    return lambda state, x: jax.nn.relu(nnx.merge(graph, state)(x)), filled(state), (6,)
 
 
 NETWORKS: dict[str, typing.Callable] = {
     "mobile": _mobile,
     "lenet": lambda: (
         lenet,
-        _kernels(a_kernel=(3, 3, 2, 6), a_bias=(6,), b_kernel=(2, 2, 6, 4), c_kernel=(16, 9), d_kernel=(9, 5)),
+        kernels(a_kernel=(3, 3, 2, 6), a_bias=(6,), b_kernel=(2, 2, 6, 4), c_kernel=(16, 9), d_kernel=(9, 5)),
         (2, 10, 10),
     ),
     "branches": lambda: (
         branches,
-        _kernels(
+        kernels(
             a_kernel=(8, 6), b_kernel=(8, 4), c_kernel=(10, 3), c_bias=(3,), d_kernel=(8, 3), e_kernel=(6, 3)
         ),
         (4, 8),
