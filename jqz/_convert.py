@@ -156,6 +156,9 @@ def convert(
     >>> bool(jnp.allclose(net(x), model(params, x), atol=0.05))
     True
     """
+    options = tuple(sorted((compiler_options or {}).items()))
+    if isinstance(policy, Policy) and not policy.inputs:
+        return Net(quantize(variables, policy), {}, fn, options, requant)
     watch = jax.jit(observe(fn, policy, observer))
     stats: Stats | None = None
     for batch in progress(batches):
@@ -164,7 +167,6 @@ def convert(
     if stats is None:
         raise ValueError("convert: got no batches, wanted at least one to calibrate on. Use batches=[x].")
     sites = _sites.calibrate(stats, policy)
-    options = tuple(sorted((compiler_options or {}).items()))
     return Net(quantize(variables, policy), sites, fn, options, requant)
 
 

@@ -45,6 +45,8 @@ FLOORS = (
     ("files/safetensors",),
     ("_audit",),
     ("_nodes", "_complete", "_runtime", "_loops_in_c"),  # what exporters share
+    ("_sources",),
+    ("_islands",),
     ("_operators",),
     ("_target",),
     ("_channels",),

@@ -16,12 +16,8 @@ from jqz._target import target_graph, write_each
 
 _integer_multiplier = jax.jit(integer_multiplier)
 
-#: What the loops compute: affine operations, which fold into the product before, bounds, moves, and maxima.
-PRIMITIVES = frozenset({
-    "add", "add_any", "sub", "mul", "div", "neg", "max", "min", "clamp", "copy", "copy_p", "stop_gradient",
-    "convert_element_type", "reshape", "squeeze", "broadcast_in_dim", "transpose", "slice", "concatenate", "pad",
-    "reduce_window_max", "conv_general_dilated", "dot_general",
-})  # fmt: skip
+#: What there are no loops for.
+WITHOUT = frozenset({"float32", "reduce_sum", "reduce_window_sum", "reduce_max"})
 
 
 def header(net: typing.Any, example: typing.Any) -> str:
@@ -57,7 +53,7 @@ def header(net: typing.Any, example: typing.Any) -> str:
 
     References: arXiv:1712.05877.
     """
-    return _Writer(target_graph(net, example, Codes(), primitives=PRIMITIVES)).text()
+    return _Writer(target_graph(net, example, Codes(), without=WITHOUT)).text()
 
 
 class _Writer:
@@ -160,7 +156,7 @@ class _Writer:
             exponent=self._array("exponent", "int8_t", exponent),
         )  # fmt: skip
 
-    def _convolution(self, op: g.Convolution) -> None:
+    def _on_convolution(self, op: g.Convolution) -> None:
         (down, right), (lower, wider) = op.strides, op.dilation
         (top, _), (left, _) = op.padding
         self._product(
@@ -169,13 +165,13 @@ class _Writer:
             dilation_x=wider, top=top, left=left,
         )  # fmt: skip
 
-    def _dense(self, op: g.Dense) -> None:
+    def _on_dense(self, op: g.Dense) -> None:
         outs, ins = op.codes.shape
         rows = math.prod(self._shape(op.result)[:-1])
         ones = ("kernel_height", "kernel_width", "groups", "stride_y", "stride_x", "dilation_y", "dilation_x")
         self._product(op, (rows, 1, 1, ins), (rows, 1, 1, outs), **dict.fromkeys(ones, 1), top=0, left=0)
 
-    def _maxpool(self, op: g.MaxPool) -> None:
+    def _on_maxpool(self, op: g.MaxPool) -> None:
         (batch, height, width, channels), (_, rows, columns, _) = self._shape(op.inputs[0]), self._shape(op.result)
         self._call(
             "maxima", op, batch=batch, height=height, width=width, channels=channels, out_height=rows,
@@ -183,7 +179,7 @@ class _Writer:
             stride_x=op.strides[1], top=op.padding[0][0], left=op.padding[1][0],
         )  # fmt: skip
 
-    def _add(self, op: g.Add) -> None:
+    def _on_add(self, op: g.Add) -> None:
         grids, (target, zero) = [self._grid(i) for i in op.inputs], self._grid(op.result)
         larger = max(scale for scale, _ in grids)
         halves = [self._multipliers(scale, np.float32(0.5), larger) for scale, _ in grids]
@@ -195,7 +191,7 @@ class _Writer:
             mantissa=mantissa.tolist(), exponent=exponent.tolist(),
         )  # fmt: skip
 
-    def _convert(self, op: g.Convert) -> None:
+    def _on_convert(self, op: g.Convert) -> None:
         if self.graph.tensors[op.inputs[0]].grid is None or self.graph.tensors[op.result].grid is None:
             raise ValueError("header: a tensor is float32 between two layers. Return what is computed on it apart.")
         (source, zero), (target, result_zero) = self._grid(op.inputs[0]), self._grid(op.result)
@@ -220,26 +216,26 @@ class _Writer:
         self.kernels.add("copied")
         self.calls.append(f"jqz_copied({', '.join(places)}, {arguments});")
 
-    def _reshape(self, op: g.Reshape) -> None:
+    def _on_reshape(self, op: g.Reshape) -> None:
         self.calls.append(f"memcpy({self._name(op.result)}, {self._name(op.inputs[0])}, {self._size(op.result)});")
 
-    def _transpose(self, op: g.Transpose) -> None:
+    def _on_transpose(self, op: g.Transpose) -> None:
         shape, steps = self._shape(op.result), _steps(self._shape(op.inputs[0]))
         self._copied(op.inputs[0], op.result, shape, ([steps[axis] for axis in op.permutation], _steps(shape)))
 
-    def _slice(self, op: g.Slice) -> None:
+    def _on_slice(self, op: g.Slice) -> None:
         shape, steps = self._shape(op.result), _steps(self._shape(op.inputs[0]))
         start = sum(a * b for a, b in zip(op.start, steps, strict=True))
         strided = [a * b for a, b in zip(op.strides, steps, strict=True)]
         self._copied(op.inputs[0], op.result, shape, (strided, _steps(shape)), (start, 0))
 
-    def _pad(self, op: g.Pad) -> None:
+    def _on_pad(self, op: g.Pad) -> None:
         shape, steps = self._shape(op.inputs[0]), _steps(self._shape(op.result))
         start = sum(low * step for (low, _), step in zip(op.padding, steps, strict=True))
         self.calls.append(f"memset({self._name(op.result)}, {self._grid(op.result)[1]}, {self._size(op.result)});")
         self._copied(op.inputs[0], op.result, shape, (_steps(shape), steps), (0, start))
 
-    def _concatenate(self, op: g.Concatenate) -> None:
+    def _on_concatenate(self, op: g.Concatenate) -> None:
         steps, start = _steps(self._shape(op.result)), 0
         for i in op.inputs:
             shape = self._shape(i)

@@ -15,11 +15,20 @@ from jqz._runtime import (
     code_of,
     inner_tensors,
     is_mean,
+    real_weights,
     sound_weights,
 )
 from jqz._target import target_graph, write_each
 
-_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "SPACE_TO_DEPTH": 2}
+_FUNCTIONS = {
+    "add": "ADD", "add_any": "ADD", "sub": "SUB", "mul": "MUL", "div": "DIV", "max": "MAXIMUM", "min": "MINIMUM",
+    "neg": "NEG", "abs": "ABS", "exp": "EXP", "log": "LOG", "sqrt": "SQRT", "rsqrt": "RSQRT", "tanh": "TANH",
+    "logistic": "LOGISTIC", "gt": "GREATER", "ge": "GREATER_EQUAL", "lt": "LESS", "le": "LESS_EQUAL",
+}  # fmt: skip
+_VERSIONS = {
+    **dict.fromkeys(_FUNCTIONS.values(), 1), "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "ADD": 2,
+    "MAXIMUM": 2, "MINIMUM": 2, "RESHAPE": 1, "SOFTMAX": 1, "SUM": 1, "SELECT_V2": 1, "BATCH_MATMUL": 1,
+}  # fmt: skip
 
 
 def tflite(
@@ -59,7 +68,7 @@ def tflite(
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
         raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
-    graph = target_graph(net, example, interface, numbers)
+    graph = target_graph(net, example, interface, numbers, without={"erf"})
     writer = _Writer(schema, graph)
     builder = _sharing(flatbuffers.Builder)(1 << 20)
     builder.Finish(writer.model().Pack(builder), b"TFL3")
@@ -86,7 +95,11 @@ class _Writer:
         self.buffers, self.tensors, self.operators = [self._buffer(None)], [], []
         self.kinds: list[str] = []
         self.constants: dict[typing.Any, int] = {}
-        self.numbers = {i: self._tensor(graph.tensors[i].shape, graph.tensors[i].grid) for i in inner_tensors(graph)}
+        made = {op.result for op in graph.operators if isinstance(op, g.Constant)}
+        self.numbers = {
+            i: self._tensor(tensor.shape, tensor.grid, "BOOL" if tensor.boolean else "INT8")
+            for i, tensor in ((i, graph.tensors[i]) for i in inner_tensors(graph) if i not in made)
+        }
 
     def model(self) -> typing.Any:
         schema = self.schema
@@ -103,8 +116,6 @@ class _Writer:
     def _code(self, kind: str) -> typing.Any:
         code, number = self.schema.OperatorCodeT(), getattr(self.schema.BuiltinOperator, kind)
         code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), _VERSIONS.get(kind, 2)
-        if kind in ("RESHAPE", "SOFTMAX", "TANH", "LOGISTIC", "SUM"):
-            code.version = 1
         return code
 
     def _buffer(self, data: np.ndarray | None) -> typing.Any:
@@ -139,7 +150,7 @@ class _Writer:
         key = (array.dtype.name, array.shape, array.tobytes()) if array.dtype == np.int32 and scales is None else None
         if key is None or key not in self.constants:
             self.buffers.append(self._buffer(array))
-            dtype = {"int8": "INT8", "int32": "INT32", "float32": "FLOAT32"}[array.dtype.name]
+            dtype = {"int8": "INT8", "int32": "INT32", "float32": "FLOAT32", "bool": "BOOL"}[array.dtype.name]
             index = self._tensor(array.shape, None, dtype, len(self.buffers) - 1, scales, axis)
             if key is None:
                 return index
@@ -199,7 +210,7 @@ class _Writer:
         for (kind, end), source, target in zip(later, targets[:-1], targets[1:], strict=True):
             self._operator(kind, [source, self._number(end, grid)], target, "MaximumMinimumOptions")
 
-    def _convert(self, op: g.Convert) -> None:
+    def _on_convert(self, op: g.Convert) -> None:
         source, target = self._grid(op.inputs[0]), self._grid(op.result)
         if target is None:
             self._operator("DEQUANTIZE", [self.numbers[op.inputs[0]]], self.numbers[op.result], "DequantizeOptions")
@@ -210,7 +221,13 @@ class _Writer:
 
     def _weights(self, op: g.Convolution | g.Dense, order: tuple[int, ...], axis: int) -> list[int]:
         if self._grid(op.inputs[0]) is None:
-            return [self._constant(op.codes.transpose(order)), self._constant(op.bias)]
+            values, scale, bias = real_weights(op)
+            weight = values.transpose(order)
+            if weight.dtype == np.float32:
+                return [self._constant(weight), self._constant(bias)]
+            decoded = self._tensor(weight.shape, None)
+            self._operator("DEQUANTIZE", [self._constant(weight, scale, axis)], decoded, "DequantizeOptions")
+            return [decoded, self._constant(bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
         scales = np.asarray(self._scale(op.inputs[0]) * scale)
         return [self._constant(codes.transpose(order), scale, axis), self._constant(bias, scales)]
@@ -238,7 +255,7 @@ class _Writer:
             self._operator("PAD", [x, self._constant(np.array(config, np.int32))], target, "PadOptions")
         return target, kinds.VALID
 
-    def _convolution(self, op: g.Convolution) -> None:
+    def _on_convolution(self, op: g.Convolution) -> None:
         x, padding = self._padded(op, op.codes.shape[1:3], op.dilation)
         settings: dict[str, typing.Any] = {
             "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
@@ -252,7 +269,7 @@ class _Writer:
         else:
             self._finished(op, "CONV_2D", [x, *self._weights(op, (0, 1, 2, 3), 0)], "Conv2DOptions", **settings)
 
-    def _dense(self, op: g.Dense) -> None:
+    def _on_dense(self, op: g.Dense) -> None:
         """A matrix with one scale as such, one with many as a convolution of single pixels.
 
         LiteRT specifies many scales for the latter alone, and other runtimes of its files keep to that.
@@ -282,16 +299,16 @@ class _Writer:
         self.numbers[op.result] = final
         self._reshaped(result, (-1, outs) if len(shape) == 2 else shape, final)
 
-    def _add(self, op: g.Add) -> None:
+    def _on_add(self, op: g.Add) -> None:
         self._finished(op, "ADD", [self.numbers[i] for i in op.inputs], "AddOptions")
 
-    def _sum(self, op: g.Sum) -> None:
+    def _on_sum(self, op: g.Sum) -> None:
         shape = self.graph.tensors[op.inputs[0]].shape
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.axes, np.int32))]
         self._finished(op, "MEAN" if mean else "SUM", inputs, "ReducerOptions", keepDims=False)
 
-    def _sumpool(self, op: g.SumPool) -> None:
+    def _on_sumpool(self, op: g.SumPool) -> None:
         grid, source = self._grid(op.result), self.numbers[op.inputs[0]]
         settings = {"padding": self.schema.Padding.VALID, "strideH": op.strides[0], "strideW": op.strides[1]}
         if grid is None:
@@ -308,7 +325,7 @@ class _Writer:
         settings |= {"depthMultiplier": 1, "dilationHFactor": 1, "dilationWFactor": 1}
         self._finished(op, "DEPTHWISE_CONV_2D", [source, ones, bias], "DepthwiseConv2DOptions", **settings)
 
-    def _maxpool(self, op: g.MaxPool) -> None:
+    def _on_maxpool(self, op: g.MaxPool) -> None:
         x, padding = self._padded(op, op.window, (1, 1))
         settings: dict[str, typing.Any] = {
             "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
@@ -316,7 +333,7 @@ class _Writer:
         }  # fmt: skip
         self._operator("MAX_POOL_2D", [x], self.numbers[op.result], "Pool2DOptions", **settings)
 
-    def _reshape(self, op: g.Reshape) -> None:
+    def _on_reshape(self, op: g.Reshape) -> None:
         shape, first = self.graph.tensors[op.result].shape, self.graph.tensors[op.inputs[0]].shape[:1]
         wanted = (-1, *shape[1:]) if shape[:1] == first else shape
         self._reshaped(self.numbers[op.inputs[0]], wanted, self.numbers[op.result])
@@ -325,25 +342,45 @@ class _Writer:
         numbers = np.array(shape, np.int32)
         self._operator("RESHAPE", [source, self._constant(numbers)], target, "ReshapeOptions", newShape=numbers)
 
-    def _transpose(self, op: g.Transpose) -> None:
+    def _on_transpose(self, op: g.Transpose) -> None:
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.permutation, np.int32))]
         self._operator("TRANSPOSE", inputs, self.numbers[op.result], "TransposeOptions")
 
-    def _pad(self, op: g.Pad) -> None:
+    def _on_pad(self, op: g.Pad) -> None:
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.padding, np.int32))]
         self._operator("PAD", inputs, self.numbers[op.result], "PadOptions")
 
-    def _slice(self, op: g.Slice) -> None:
+    def _on_slice(self, op: g.Slice) -> None:
         ends = (self._constant(np.array(end, np.int32)) for end in (op.start, op.limit, op.strides))
         inputs = [self.numbers[op.inputs[0]], *ends]
         self._operator("STRIDED_SLICE", inputs, self.numbers[op.result], "StridedSliceOptions")
 
-    def _concatenate(self, op: g.Concatenate) -> None:
+    def _on_concatenate(self, op: g.Concatenate) -> None:
         inputs = [self.numbers[i] for i in op.inputs]
         self._operator("CONCATENATION", inputs, self.numbers[op.result], "ConcatenationOptions", axis=op.axis)
 
-    def _softmax(self, op: g.Softmax) -> None:
+    def _on_softmax(self, op: g.Softmax) -> None:
         self._operator("SOFTMAX", [self.numbers[op.inputs[0]]], self.numbers[op.result], "SoftmaxOptions", beta=1.0)
 
-    def _function(self, op: g.Function) -> None:
-        self._operator(op.name.upper(), [self.numbers[op.inputs[0]]], self.numbers[op.result])
+    def _on_matmul(self, op: g.MatMul) -> None:
+        self._operator("BATCH_MATMUL", [self.numbers[i] for i in op.inputs], self.numbers[op.result],
+                       "BatchMatMulOptions")  # fmt: skip
+
+    def _on_constant(self, op: g.Constant) -> None:
+        self.numbers[op.result] = self._constant(np.asarray(op.values))
+
+    def _on_function(self, op: g.Function) -> None:
+        inputs, result = [self.numbers[i] for i in op.inputs], self.numbers[op.result]
+        if op.name == "clamp":
+            low, x, high = inputs
+            above = self._tensor(self.graph.tensors[op.result].shape, None)
+            self._operator("MAXIMUM", [x, low], above, "MaximumMinimumOptions")
+            self._operator("MINIMUM", [above, high], result, "MaximumMinimumOptions")
+        elif op.name == "select_n":
+            which, *cases = inputs
+            self._operator("SELECT_V2", [which, *reversed(cases)], result, "SelectV2Options")
+        else:
+            kind = _FUNCTIONS[op.name]
+            name = {"MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum"}.get(kind, kind.title().replace("_", ""))
+            known = hasattr(self.schema, f"{name}OptionsT")
+            self._operator(kind, inputs, result, f"{name}Options" if known else None)

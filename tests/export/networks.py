@@ -58,6 +58,33 @@ def branches(params, x):
     return jax.nn.sigmoid(padded + (x @ params["d/kernel"])), jnp.minimum(a @ params["e/kernel"], 2.0)
 
 
+def functions(params, x):
+    """Functions of numbers, each between two products: gelu, silu, hard swish, leaky relu, powers and quotients."""
+    kinds = (jax.nn.gelu, jax.nn.silu, jax.nn.hard_swish, jax.nn.leaky_relu, lambda y: y / (1 + jnp.abs(y)) ** 2,
+             lambda y: jnp.exp(-jnp.square(y)) - jnp.sqrt(jnp.log(jnp.maximum(2 - y, 0) + 1.5)))  # fmt: skip
+    for kind, name in zip(kinds, "abcdef", strict=True):
+        x = kind(x @ params[f"{name}/kernel"])
+    return x @ params["g/kernel"]
+
+
+def transformer(params, x):
+    """Layer norm, attention over heads, a residual stream, a gate, a difference of products."""
+
+    def normalized(x):
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * params["scale"][None, None]
+
+    y = normalized(x @ params["a/kernel"])
+    q, k, v = (
+        (y @ params[f"{name}/kernel"]).reshape(*y.shape[:2], 2, 4).transpose(0, 2, 1, 3) for name in ("q", "k", "v")
+    )
+    scores = jnp.where(jnp.tril(jnp.ones((4, 4), bool))[None, None], q @ k.transpose(0, 1, 3, 2) / 2, -1e9)
+    mixed = (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(y.shape)
+    y = y + mixed @ params["b/kernel"]
+    z = normalized(y)
+    return y + (jax.nn.sigmoid(z @ params["c/kernel"]) * (z @ params["d/kernel"])), (x @ params["e/kernel"]) - y
+
+
 def filled(shapes):
     rng = np.random.default_rng(7)
 
@@ -99,6 +126,12 @@ NETWORKS: dict[str, typing.Callable] = {
         kernels(
             a_kernel=(8, 6), b_kernel=(8, 4), c_kernel=(10, 3), c_bias=(3,), d_kernel=(8, 3), e_kernel=(6, 3)
         ),
+        (4, 8),
+    ),
+    "functions": lambda: (functions, kernels(**{f"{name}_kernel": (9, 9) for name in "abcdefg"}), (9,)),
+    "transformer": lambda: (
+        transformer,
+        kernels(scale=(8,), **{f"{name}_kernel": (8, 8) for name in "abcdeqkv"}),
         (4, 8),
     ),
     "nnx": _nnx,
