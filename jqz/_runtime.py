@@ -202,3 +202,14 @@ def real_weights(op: g.Convolution | g.Dense) -> Weights:
     scale = np.array(op.scale, np.float32)
     sign = np.sign(scale).astype(np.int8).reshape((-1,) + (1,) * (np.ndim(op.codes) - 1))
     return Weights(op.codes * sign, np.where(scale == 0, np.float32(1), np.abs(scale)), np.asarray(op.bias, np.float32))
+
+
+def nibbles(codes: np.ndarray) -> np.ndarray:
+    """4-bit codes in half a byte each, the first of two in the low half."""
+    low, high = np.pad(codes.reshape(-1), (0, codes.size % 2)).reshape(-1, 2).T & 15
+    return (low | high << 4).astype(np.uint8)
+
+
+def is_half(limit: int) -> bool:
+    """Whether codes of at most this magnitude fit half a byte; 0 stands for real weights."""
+    return 0 < limit <= 7

@@ -14,7 +14,9 @@ from jqz._runtime import (
     bounds,
     clip_codes,
     code_of,
+    is_half,
     is_mean,
+    nibbles,
     real_weights,
     sound_weights,
 )
@@ -162,20 +164,28 @@ class _Writer:
     def _on_convert(self, op: g.Convert) -> None:
         self._made(op, self._value(op.inputs[0]))
 
+    def _decoded(self, codes: np.ndarray, limit: int, scale: np.ndarray, axis: int) -> str:
+        """Weights: in half a byte each where they fit."""
+        if is_half(limit):
+            int4, names = self.helper.TensorProto.INT4, (self._name("c"), self._name("c"))
+            for name, numbers in zip(names, (codes, np.zeros(len(scale), np.int8)), strict=True):
+                raw = nibbles(numbers).tobytes()
+                self.constants.append(self.helper.make_tensor(name, int4, numbers.shape, raw, raw=True))
+        else:
+            names = self._constant(codes), self._constant(np.zeros(len(scale), np.int8))
+        return self._node("DequantizeLinear", [names[0], self._constant(scale), names[1]], axis=axis)
+
     def _weights(self, op: typing.Any, order: Order) -> list[str]:
+        axis = order.index(0)
         if self.graph.tensors[op.inputs[0]].grid is None:
             values, scale, bias = real_weights(op)
-            weight = self._constant(values.transpose(order))
-            if values.dtype != np.float32:
-                zeros = self._constant(np.zeros(len(scale), np.int8))
-                axis = order.index(0)
-                weight = self._node("DequantizeLinear", [weight, self._constant(scale), zeros], axis=axis)
-            return [weight, self._constant(bias)]
+            coded = values.dtype != np.float32
+            weight = values.transpose(order)
+            return [self._decoded(weight, op.limit, scale, axis) if coded else self._constant(weight),
+                    self._constant(bias)]  # fmt: skip
         source, target = (np.float32(self.graph.tensors[i].grid.scale) for i in (op.inputs[0], op.result))
         codes, scale, bias = sound_weights(op, source, target)
-        axis, moved = order.index(0), codes.transpose(order)
-        zeros = self._constant(np.zeros(len(scale), np.int8))
-        weight = self._node("DequantizeLinear", [self._constant(moved), self._constant(scale), zeros], axis=axis)
+        weight = self._decoded(codes.transpose(order), op.limit, scale, axis)
         if not bias.any():
             return [weight]
         zeros = self._constant(np.zeros(len(scale), np.int32))

@@ -14,7 +14,9 @@ from jqz._runtime import (
     clip_codes,
     code_of,
     inner_tensors,
+    is_half,
     is_mean,
+    nibbles,
     real_weights,
     sound_weights,
 )
@@ -145,6 +147,13 @@ class _Writer:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
+    def _codes(self, codes: np.ndarray, limit: int, scales: np.ndarray, axis: int) -> int:
+        """Weights: in half a byte each where they fit."""
+        if not is_half(limit):
+            return self._constant(codes, scales, axis)
+        self.buffers.append(self._buffer(nibbles(codes)))
+        return self._tensor(codes.shape, None, "INT4", len(self.buffers) - 1, scales, axis)
+
     def _constant(self, array: np.ndarray, scales: np.ndarray | None = None, axis: int = 0) -> int:
         array = np.asarray(array)
         key = (array.dtype.name, array.shape, array.tobytes()) if array.dtype == np.int32 and scales is None else None
@@ -226,11 +235,11 @@ class _Writer:
             if weight.dtype == np.float32:
                 return [self._constant(weight), self._constant(bias)]
             decoded = self._tensor(weight.shape, None)
-            self._operator("DEQUANTIZE", [self._constant(weight, scale, axis)], decoded, "DequantizeOptions")
+            self._operator("DEQUANTIZE", [self._codes(weight, op.limit, scale, axis)], decoded, "DequantizeOptions")
             return [decoded, self._constant(bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
         scales = np.asarray(self._scale(op.inputs[0]) * scale)
-        return [self._constant(codes.transpose(order), scale, axis), self._constant(bias, scales)]
+        return [self._codes(codes.transpose(order), op.limit, scale, axis), self._constant(bias, scales)]
 
     def _padded(self, op: typing.Any, window: typing.Sequence[int], dilation: typing.Sequence[int]) -> tuple[int, int]:
         """The input, padded by an operator if need be, and the kind of padding that is left."""
