@@ -132,7 +132,8 @@ def convert(
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
       variables: its float variables.
       batches: inputs, each an array or a tuple of positional arguments; 100 to 500 samples in all are plenty.
-      policy: rules for the weights, and ``inputs`` for the activations.
+      policy: rules for the weights, and ``inputs`` for the activations; without, these stay float and ``batches`` may
+        be empty.
       observer: as for ``observe``: one of ``jqz.observers``, or rules by path.
       compiler_options: for ``jax.jit``; ``{"xla_cpu_prefer_vector_width": 512}`` gains 5 to 25 % on CPUs with AVX-512.
       progress: wraps the batches in a progress bar: ``rich.progress.track`` and ``tqdm.tqdm`` do.
@@ -142,7 +143,7 @@ def convert(
       A ``Net``: call it on inputs.
 
     Raises:
-      ValueError: there are no batches, or a weight or rule does not fit (see ``quantize``).
+      ValueError: there are no batches to calibrate on, or a weight or rule does not fit (see ``quantize``).
       TypeError: as ``observe``.
 
     >>> import jax, jax.numpy as jnp, jqz

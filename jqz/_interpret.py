@@ -101,7 +101,8 @@ def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
 
 
 def _label(eqn: typing.Any, walk: Walk) -> str:
-    return _paths.product("/".join(_scope(eqn, walk)), _KINDS.get(eqn.primitive.name, eqn.primitive.name))
+    kind: str = eqn.primitive.name
+    return _paths.product("/".join(_scope(eqn, walk)), _KINDS.get(kind, kind))
 
 
 def _source_line(eqns: Sequence[typing.Any]) -> str:

@@ -195,13 +195,20 @@ def sound_weights(op: g.Convolution | g.Dense, source: np.float32, target: np.fl
 
 
 def real_weights(op: g.Convolution | g.Dense) -> Weights:
-    """Weights of a float32 input: codes whose scales are positive, or values with scales of 1; biases are real."""
+    """Weights of a float32 input: codes whose scales are positive, or values with scales of 1; biases are real.
+
+    Values are float16 where that holds them exactly.
+    """
+    bias = np.asarray(op.bias, np.float32)
     if np.asarray(op.codes).dtype != np.int8:
-        op = _in_values(op)
-        return Weights(op.codes, op.scale, np.asarray(op.bias, np.float32))
+        whole = _in_values(op)
+        values = np.asarray(whole.codes, np.float32)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        return Weights(half if (half == values).all() else values, whole.scale, bias)
     scale = np.array(op.scale, np.float32)
     sign = np.sign(scale).astype(np.int8).reshape((-1,) + (1,) * (np.ndim(op.codes) - 1))
-    return Weights(op.codes * sign, np.where(scale == 0, np.float32(1), np.abs(scale)), np.asarray(op.bias, np.float32))
+    return Weights(op.codes * sign, np.where(scale == 0, np.float32(1), np.abs(scale)), bias)
 
 
 def nibbles(codes: np.ndarray) -> np.ndarray:

@@ -41,11 +41,17 @@ def onnx(
     which saturates; 7-bit weights avoid it.) Between two convolutions images have their channels first.
 
     The file computes what ``complete(net, example)`` does with ``requant=jqz.requant.Float32Requant(IntegerBias())``:
-    products bit for bit; sums and means but for a tie, one in 10**5, since float32 terms are added in another order.
+    products bit for bit; sums, means and what is float32 between codes but for a tie, one in 10**5, since float32
+    terms are added in another order. A softmax that is coded again is ONNX Runtime's own, up to a step apart.
+
+    Weights of at most 4 bits take half a byte each. With no ``inputs`` in the policy activations are float32, and
+    weights int8, int4, float16 where that holds them exactly, or float32, as of ``tflite``. ONNX Runtime may code
+    activations on the fly there, unless its option ``session.qdq_matmulnbits_accuracy_level`` is "1".
 
     Args:
       net: from ``convert``; as for ``tflite``.
-      example: an input, or a tuple of arguments; as for ``tflite``. The leading axis, of batches, may have any length.
+      example: an input, or a tuple of arguments; as for ``tflite``. The leading axis, of batches, may have any length
+        later on; with attention, give at least two, as JAX multiplies single matrices otherwise.
       interface: ``Values()``: float32 in and out; ``Codes()``: uint8, 128 more than the int8 codes of jqz.
       numbers: ``Integers()``, or ``Floats()`` to compare with.
 
@@ -179,10 +185,12 @@ class _Writer:
         axis = order.index(0)
         if self.graph.tensors[op.inputs[0]].grid is None:
             values, scale, bias = real_weights(op)
-            coded = values.dtype != np.float32
             weight = values.transpose(order)
-            return [self._decoded(weight, op.limit, scale, axis) if coded else self._constant(weight),
-                    self._constant(bias)]  # fmt: skip
+            if values.dtype == np.int8:
+                return [self._decoded(weight, op.limit, scale, axis), self._constant(bias)]
+            name = self._constant(weight)
+            real = name if values.dtype == np.float32 else self._node("Cast", [name], to=self.helper.TensorProto.FLOAT)
+            return [real, self._constant(bias)]
         source, target = (np.float32(self.graph.tensors[i].grid.scale) for i in (op.inputs[0], op.result))
         codes, scale, bias = sound_weights(op, source, target)
         weight = self._decoded(codes.transpose(order), op.limit, scale, axis)

@@ -5,6 +5,7 @@ import typing
 import numpy as np
 
 from jqz import _graph as g
+from jqz._litert import FUNCTIONS, VERSIONS, sharing
 from jqz._runtime import (
     Integers,
     Interface,
@@ -22,16 +23,6 @@ from jqz._runtime import (
 )
 from jqz._target import target_graph, write_each
 
-_FUNCTIONS = {
-    "add": "ADD", "add_any": "ADD", "sub": "SUB", "mul": "MUL", "div": "DIV", "max": "MAXIMUM", "min": "MINIMUM",
-    "neg": "NEG", "abs": "ABS", "exp": "EXP", "log": "LOG", "sqrt": "SQRT", "rsqrt": "RSQRT", "tanh": "TANH",
-    "logistic": "LOGISTIC", "gt": "GREATER", "ge": "GREATER_EQUAL", "lt": "LESS", "le": "LESS_EQUAL",
-}  # fmt: skip
-_VERSIONS = {
-    **dict.fromkeys(_FUNCTIONS.values(), 1), "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "ADD": 2,
-    "MAXIMUM": 2, "MINIMUM": 2, "RESHAPE": 1, "SOFTMAX": 1, "SUM": 1, "SELECT_V2": 1, "BATCH_MATMUL": 1,
-}  # fmt: skip
-
 
 def tflite(
     net: typing.Any, example: typing.Any, *, interface: Interface = Values(), numbers: Numbers = Integers()
@@ -40,14 +31,20 @@ def tflite(
 
     The file computes what ``complete(net, example)`` computes, with its ``requant=jqz.requant.XNNPACK()``: bit for
     bit where LiteRT runs on XNNPACK, its default; and with ``Gemmlowp()`` where it runs its reference kernels.
-    ``float32`` inputs are coded by an operator of the runtime, whose division may differ in the last place.
+    ``float32`` inputs are coded by an operator of the runtime, whose division may differ in the last place. What no
+    operator on codes computes (functions, quotients, normalization, products of two activations) is float32 between
+    codes on both sides, to the last places of a function: a code may differ by a step where that decides a tie.
 
-    Use it for phones, boards and microcontrollers. A function that is no chain of operators is refused: sort, loops,
-    products of two activations.
+    The policy that the net was converted with says what is stored. Weights of at most 4 bits take half a byte each:
+    LiteRT's reference kernels know them all, while XNNPACK leaves them to kernels that round by other rules, a step
+    or two apart. With no ``inputs`` activations are float32, and LiteRT decodes the weights when it loads the file:
+    int8, int4, float16 where that holds a weight exactly, as ``Float(Float16())`` makes them, and float32 else.
+
+    Use it for phones, boards and microcontrollers. A function that is no chain of operators is refused: sort, loops.
 
     Args:
       net: from ``convert``, with ``inputs=Asymmetric(bits=8)`` and weights with integers about zero, such as
-        ``Symmetric(bits=8, granularity=PerAxis(-1))``.
+        ``Symmetric(bits=8, granularity=PerAxis(-1))``; or without ``inputs`` and with any weights.
       example: an input, or a tuple of arguments: its shape is the file's, and it calibrates what ``complete`` adds
         unless the net is complete.
       interface: ``Values()``: float32 in and out; ``Codes()``: int8.
@@ -72,23 +69,9 @@ def tflite(
         raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
     graph = target_graph(net, example, interface, numbers, without={"erf"})
     writer = _Writer(schema, graph)
-    builder = _sharing(flatbuffers.Builder)(1 << 20)
+    builder = sharing(flatbuffers.Builder)(1 << 20)
     builder.Finish(writer.model().Pack(builder), b"TFL3")
     return bytes(builder.Output())
-
-
-def _sharing(kind: typing.Any) -> typing.Any:
-    """A builder that writes equal vectors of numbers once: zero points, above all, are 8 bytes a channel."""
-
-    class Sharing(kind):
-        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
-            known = self.__dict__.setdefault("vectors", {})
-            key = x.dtype.str, x.tobytes()
-            if key not in known:
-                known[key] = super().CreateNumpyVector(x)
-            return known[key]
-
-    return Sharing
 
 
 class _Writer:
@@ -117,7 +100,7 @@ class _Writer:
 
     def _code(self, kind: str) -> typing.Any:
         code, number = self.schema.OperatorCodeT(), getattr(self.schema.BuiltinOperator, kind)
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), _VERSIONS.get(kind, 2)
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), VERSIONS.get(kind, 2)
         return code
 
     def _buffer(self, data: np.ndarray | None) -> typing.Any:
@@ -159,7 +142,7 @@ class _Writer:
         key = (array.dtype.name, array.shape, array.tobytes()) if array.dtype == np.int32 and scales is None else None
         if key is None or key not in self.constants:
             self.buffers.append(self._buffer(array))
-            dtype = {"int8": "INT8", "int32": "INT32", "float32": "FLOAT32", "bool": "BOOL"}[array.dtype.name]
+            dtype = array.dtype.name.upper()
             index = self._tensor(array.shape, None, dtype, len(self.buffers) - 1, scales, axis)
             if key is None:
                 return index
@@ -234,8 +217,9 @@ class _Writer:
             weight = values.transpose(order)
             if weight.dtype == np.float32:
                 return [self._constant(weight), self._constant(bias)]
-            decoded = self._tensor(weight.shape, None)
-            self._operator("DEQUANTIZE", [self._codes(weight, op.limit, scale, axis)], decoded, "DequantizeOptions")
+            decoded, coded = self._tensor(weight.shape, None), weight.dtype == np.int8
+            stored = self._codes(weight, op.limit, scale, axis) if coded else self._constant(weight)
+            self._operator("DEQUANTIZE", [stored], decoded, "DequantizeOptions")
             return [decoded, self._constant(bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
         scales = np.asarray(self._scale(op.inputs[0]) * scale)
@@ -389,7 +373,7 @@ class _Writer:
             which, *cases = inputs
             self._operator("SELECT_V2", [which, *reversed(cases)], result, "SelectV2Options")
         else:
-            kind = _FUNCTIONS[op.name]
+            kind = FUNCTIONS[op.name]
             name = {"MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum"}.get(kind, kind.title().replace("_", ""))
             known = hasattr(self.schema, f"{name}OptionsT")
             self._operator(kind, inputs, result, f"{name}Options" if known else None)

@@ -152,6 +152,43 @@ def case(name):
     return Case(net, x)
 
 
+#: Schemes of weights, and the bytes that a kernel's value takes in a file.
+FORMATS = {
+    "float32": (None, 4),
+    "float16": (jqz.Float(jqz.schemes.Float16()), 2),
+    "int8": (jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1)), 1),
+    "int4": (jqz.Symmetric(bits=4, granularity=jqz.PerAxis(-1)), 0.5),
+}
+
+
+@functools.cache
+def weights_only(name):
+    """A dense net and a convolution whose weights alone are coded, and inputs."""
+
+    def fn(params, x):
+        spec = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, params["a/kernel"], (1, 1), "SAME", dimension_numbers=spec)
+        y = jax.nn.relu(y + params["a/bias"][None, None, None]).reshape(x.shape[0], -1) @ params["b/kernel"]
+        return jax.nn.gelu(y - y.mean(-1, keepdims=True)) @ params["c/kernel"]
+
+    params = kernels(a_kernel=(3, 3, 2, 8), a_bias=(8,), b_kernel=(200, 64), c_kernel=(64, 5))
+    x = np.random.default_rng(3).standard_normal((12, 5, 5, 2)).astype(np.float32)
+    return Case(jqz.convert(fn, params, [], jqz.Policy({"**/kernel": FORMATS[name][0]})), x)
+
+
+@functools.cache
+def four_bits():
+    """A dense net on codes, with weights of 4 bits, and inputs."""
+    params = kernels(a_kernel=(64, 64), b_kernel=(64, 64))
+    x = np.random.default_rng(3).standard_normal((12, 64)).astype(np.float32)
+    policy = jqz.Policy({"**/kernel": FORMATS["int4"][0]}, inputs=jqz.Asymmetric(bits=8))
+
+    def fn(params, x):
+        return jax.nn.relu(x @ params["a/kernel"]) @ params["b/kernel"]
+
+    return Case(jqz.export.complete(jqz.convert(fn, params, [x], policy), x), x)
+
+
 @functools.cache
 def wanted(name, rule):
     """What the net returns under a rule."""

@@ -1,5 +1,6 @@
 """Files for LiteRT against its interpreter: XNNPACK and the reference kernels."""
 
+import dataclasses
 import sys
 
 import jax
@@ -68,6 +69,27 @@ def test_floats_are_the_float_function(name):
     exact = jax.tree.leaves(net.fn(jqz.dequantize(net.qparams), x))
     for theirs, ours in zip(litert(file, x)[0], exact, strict=True):
         np.testing.assert_allclose(theirs, ours, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", networks.FORMATS)
+def test_weights_alone_are_coded(name):
+    net, x = networks.weights_only(name)
+    file = jqz.export.tflite(net, x)
+    np.testing.assert_allclose(litert(file, x)[0][0], net(x), rtol=1e-5, atol=1e-5)
+    weights = networks.FORMATS[name][1] * (3 * 3 * 2 * 8 + 200 * 64 + 64 * 5)
+    assert weights < len(file) < weights + 6_000
+
+
+def test_four_bits_are_half_a_byte():
+    net, x = networks.four_bits()
+    file = jqz.export.tflite(net, x, interface=jqz.export.Codes())
+    wanted = np.asarray(dataclasses.replace(net, requant=jqz.Gemmlowp())(x))
+    (theirs,), ((scale, zero_point),) = litert(file, input_codes(file, x), OpResolverType.BUILTIN_REF)
+    codes = np.rint(wanted / np.float32(scale)) + zero_point
+    np.testing.assert_array_equal(theirs, codes)
+    (theirs,), _ = litert(file, input_codes(file, x))  # its own kernels, where XNNPACK has none
+    assert np.abs(theirs - codes).max() <= 2
+    assert len(file) < 64 * 64 * 2 / 2 + 5_000
 
 
 def test_weights_take_a_byte_each():
