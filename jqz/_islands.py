@@ -70,7 +70,7 @@ def _round(eqn: Equation, build: Builder) -> None:
         return
     if any(isinstance(v, Node) and v.raw for v in eqn.operands):
         refuse(eqn, "an input in float32 meets codes. Put a product before.")
-    name = eqn.walk.name(eqn.label)
+    name = eqn.walk.name(places.label(eqn))
     for side in sides:
         at(eqn, build, side, name if len(eqn.operands) == 1 else _paths.operand(name, side))
 

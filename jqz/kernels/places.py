@@ -117,7 +117,7 @@ def rules(place: Place) -> dict[str, Rule]:
         """Rounds the operands that wait."""
         sides = [side for side, v in enumerate(eqn.operands) if _is_coded(v)]
         if sides:
-            name = eqn.walk.name(eqn.label)
+            name = eqn.walk.name(label(eqn))
             for side in sides:
                 at(eqn, side, name if len(eqn.operands) == 1 else _paths.operand(name, side))
 
@@ -200,8 +200,13 @@ def _is_no_bound(value: Value) -> bool:
 
 def is_place(name: str) -> bool:
     """Whether a site is such a place, and not an operand of a product of two activations."""
-    kind = name.rpartition("/")[2].strip("()").split(" ")[0].split(")")[0]
-    return _paths.names_product(name) and kind not in PRODUCTS.values()
+    kinds = tuple(f"({kind}" for kind in PRODUCTS.values())
+    return _paths.names_product(name) and not name.rpartition("/")[2].startswith(kinds)
+
+
+def label(eqn: Equation) -> str:
+    """What the places of an equation are named after: products in float32 are told from those on codes."""
+    return f"{eqn.label.removesuffix('(dot)')}(product)" if eqn.primitive == "dot_general" else eqn.label
 
 
 def result(place: Place, walk: Walk, value: Value) -> Value:

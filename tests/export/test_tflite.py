@@ -127,5 +127,6 @@ def test_refusals_name_the_equation_and_its_line():
     assert refused(lambda params, x: (x @ params["w"])[::-1]).startswith("export: rev of (4, 6) at ")
     assert "erf of (4, 6) at " in refused(lambda params, x: jax.lax.erf(x @ params["w"]))
     assert "an input in float32 meets codes" in refused(lambda params, x: (x * 2) * (x @ params["w"]))
+    assert "mul of (4, 6), " in refused(lambda params, x: (x @ params["w"] + x) * 0.5)
     assert "Use Symmetric(bits=8" in refused(lambda params, x: x @ params["w"], jqz.Asymmetric(bits=8))
     assert "PerAxis(1)" in refused(lambda params, x: x @ params["w"], jqz.Symmetric(bits=8, granularity=jqz.PerAxis(0)))
