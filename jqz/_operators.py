@@ -111,6 +111,8 @@ def dot(build: Builder) -> Rule:
     def rule(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands, lambda path: None)
         if all(isinstance(v, Node) for v in operands):
+            if met is not None:
+                refuse(eqn, f"products of two activations are float32 in files. Leave {met.name!r} out of inputs.")
             return [islands.matrices(eqn, build, *operands)]
         if not any(isinstance(v, Node) for v in operands):
             return None

@@ -108,10 +108,12 @@ def site(eqn: Equation, build: Builder, met: Meeting | None, operands: Sequence[
         eqn.replace(met.side, known)
         return Met(known, met.weight, met.side)
     sides = [side for side, v in enumerate(operands) if isinstance(v, Node)]
-    if len(sides) != 1 or not operands[sides[0]].raw:
-        refuse(eqn, "wanted a coded weight and a calibrated site. Give the weight a scheme and its site one of inputs.")
+    if len(sides) != 1:
+        refuse(eqn, "wanted a product with a weight.")
     (side,) = sides
-    real = Real(operands[side].real(build), operands[side].shape, True)
+    if not operands[side].floats:
+        refuse(eqn, "wanted a coded weight and a calibrated site. Give the weight a scheme and its site one of inputs.")
+    real = Real(operands[side].real(build), operands[side].shape, operands[side].raw)
     eqn.replace(side, real)
     return Met(real, operands[1 - side], side)
 

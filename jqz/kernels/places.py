@@ -161,8 +161,8 @@ def rules(place: Place) -> dict[str, Rule]:
             at(eqn, 0, eqn.walk.name(eqn.label))
         return None
 
-    def both(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-        return in_float(eqn) if all(map(_follows, operands)) else None
+    def product(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
+        return in_float(eqn) if all(map(_follows, operands)) else after_float(eqn, *operands)
 
     def call(eqn: Equation, *operands: Value) -> None:
         if any(map(_is_coded, operands)) and is_function(eqn.params):
@@ -179,7 +179,8 @@ def rules(place: Place) -> dict[str, Rule]:
         **dict.fromkeys(BY_CONSTANTS, by_constant),
         **dict.fromkeys(SUMS, summed),
         **dict.fromkeys(BODIES, call),
-        "dot_general": both,
+        "dot_general": product,
+        "conv_general_dilated": product,
     }
 
 

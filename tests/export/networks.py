@@ -64,7 +64,7 @@ def functions(params, x):
              lambda y: jnp.exp(-jnp.square(y)) - jnp.sqrt(jnp.log(jnp.maximum(2 - y, 0) + 1.5)))  # fmt: skip
     for kind, name in zip(kinds, "abcdef", strict=True):
         x = kind(x @ params[f"{name}/kernel"])
-    return x @ params["g/kernel"]
+    return x @ params["float"] @ params["g/kernel"]  # the one in between is not coded
 
 
 def transformer(params, x):
@@ -128,7 +128,7 @@ NETWORKS: dict[str, typing.Callable] = {
         ),
         (4, 8),
     ),
-    "functions": lambda: (functions, kernels(**{f"{name}_kernel": (9, 9) for name in "abcdefg"}), (9,)),
+    "functions": lambda: (functions, kernels(float=(9, 9), **{f"{name}_kernel": (9, 9) for name in "abcdefg"}), (9,)),
     "transformer": lambda: (
         transformer,
         kernels(scale=(8,), **{f"{name}_kernel": (8, 8) for name in "abcdeqkv"}),

@@ -110,9 +110,12 @@ def test_without_the_extra(monkeypatch):
         jqz.export.tflite(net, x)
 
 
-def refused(fn, weight_scheme=None, **params):
+ASYMMETRIC = jqz.Asymmetric(bits=8)
+
+
+def refused(fn, weight_scheme=None, inputs=ASYMMETRIC, **params):
     """The message for a function that has no operators."""
-    policy = jqz.Policy(weight_scheme or jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    policy = jqz.Policy(weight_scheme or jqz.Symmetric(bits=8), inputs=inputs)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6)), jnp.float32)
     net = jqz.convert(fn, {"w": jnp.eye(6), **params}, [x], policy)
     with pytest.raises(ValueError, match="export: ") as caught:
@@ -128,5 +131,9 @@ def test_refusals_name_the_equation_and_its_line():
     assert "erf of (4, 6) at " in refused(lambda params, x: jax.lax.erf(x @ params["w"]))
     assert "an input in float32 meets codes" in refused(lambda params, x: (x * 2) * (x @ params["w"]))
     assert "mul of (4, 6), " in refused(lambda params, x: (x @ params["w"] + x) * 0.5)
+    message = refused(
+        lambda params, x: (x @ params["w"]) @ (x @ params["w"]).T, inputs={"**/(dot*)": ASYMMETRIC, "**": ASYMMETRIC}
+    )
+    assert "Leave '(dot)' out of inputs" in message
     assert "Use Symmetric(bits=8" in refused(lambda params, x: x @ params["w"], jqz.Asymmetric(bits=8))
     assert "PerAxis(1)" in refused(lambda params, x: x @ params["w"], jqz.Symmetric(bits=8, granularity=jqz.PerAxis(0)))
