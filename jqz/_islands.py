@@ -11,11 +11,9 @@ from jqz._nodes import (
     Moved,
     Node,
     Real,
-    coded,
+    at,
     constant,
-    grid_at,
     is_constant,
-    origin,
     refuse,
     transposed,
 )
@@ -42,14 +40,6 @@ def foldable(x: Value, c: Value) -> bool:
 def shiftable(x: Value, c: Value) -> bool:
     """Whether the sum with a constant goes into the operator that makes a value, or a bound does."""
     return foldable(x, c) and (waits(x) or isinstance(x.source, Product))
-
-
-def at(eqn: Equation, build: Builder, side: int, name: str) -> Known:
-    """An operand as codes on the grid of a place."""
-    value, source = eqn.operands[side], origin(eqn.operands[side])
-    grid = grid_at(eqn, eqn.walk, name) if source is None else source.grid
-    eqn.replace(side, known := coded(build, value, grid))
-    return known
 
 
 def real(eqn: Equation, build: Builder, side: int) -> Real:

@@ -322,3 +322,11 @@ def ranked(x: typing.Any, ndim: int) -> jax.Array:
 def is_constant(value: Value) -> bool:
     """Whether a value is a number beside the graph."""
     return not isinstance(value, Node)
+
+
+def at(eqn: Equation, build: Builder, side: int, name: str) -> Known:
+    """An operand as codes on the grid of a place."""
+    value, source = eqn.operands[side], origin(eqn.operands[side])
+    grid = grid_at(eqn, eqn.walk, name) if source is None else source.grid
+    eqn.replace(side, known := coded(build, value, grid))
+    return known

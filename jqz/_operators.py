@@ -22,6 +22,7 @@ from jqz._nodes import (
     Node,
     Real,
     Same,
+    at,
     bounded,
     channels_last,
     coded,
@@ -180,7 +181,7 @@ def rules(build: Builder) -> dict[str, Rule]:
         if a.shape != b.shape:
             refuse(eqn, "wanted two tensors of one shape.")
         name = eqn.walk.name(eqn.label)
-        both = [islands.at(eqn, build, side, _paths.operand(name, side)) for side in (0, 1)]
+        both = [at(eqn, build, side, _paths.operand(name, side)) for side in (0, 1)]
         return Linear(Total(*both), a.shape, jnp.ones((1,) * a.ndim, jnp.float32))
 
     def subtract(eqn: Equation, a: Value, b: Value) -> Value:
@@ -274,7 +275,7 @@ def rules(build: Builder) -> dict[str, Rule]:
         return moved(eqn, [x], g.MaxPool, *windows(eqn))
 
     def reduce_max(eqn: Equation, x: Value) -> Value:
-        stage = islands.at(eqn, build, 0, eqn.walk.name(eqn.label)) if waits(x) else islands.real(eqn, build, 0)
+        stage = at(eqn, build, 0, eqn.walk.name(eqn.label)) if waits(x) else islands.real(eqn, build, 0)
         return Softened(eqn.avals[0].shape, Stage("maximum", stage, tuple(eqn.params["axes"])))
 
     def exponential(eqn: Equation, x: Value) -> Value:
@@ -291,7 +292,7 @@ def rules(build: Builder) -> dict[str, Rule]:
         if x.floats:
             known: Known | Real = islands.real(eqn, build, 0)
         else:
-            known = islands.at(eqn, build, 0, eqn.walk.name(eqn.label))
+            known = at(eqn, build, 0, eqn.walk.name(eqn.label))
         one = jnp.ones((1,) * len(shape), jnp.float32)
         if eqn.primitive == "reduce_sum":
             return Linear(Pooled(known, g.Sum, (tuple(eqn.params["axes"]),), shape), shape, one)

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _graph as g
+from jqz import _paths
 from jqz._activations import Meeting
-from jqz._nodes import Builder, Known, Linear, Node, Real, Source, coded, grid_of, refuse
+from jqz._nodes import Builder, Known, Linear, Node, Real, Source, at, coded, grid_of, refuse
 from jqz._requant import IntegerBias
 from jqz._values import as_levels, decode, is_weight
 from jqz._walk import Equation
+from jqz.kernels import places
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ def _only_scalars(value: Linear) -> None:
 
 
 def site(eqn: Equation, build: Builder, met: Meeting | None, operands: Sequence[typing.Any]) -> "Met":
-    """What meets a weight: codes on its site's grid, or float32 in a net whose activations all are."""
+    """What meets a weight: codes on its site's grid, or float32 where there is none, from codes at a place."""
     if met is not None and met.scheme is not None and is_weight(met.weight):
         if not isinstance(met.x, Node):
             refuse(eqn, "both operands are constants.")
@@ -110,10 +112,13 @@ def site(eqn: Equation, build: Builder, met: Meeting | None, operands: Sequence[
     sides = [side for side, v in enumerate(operands) if isinstance(v, Node)]
     if len(sides) != 1:
         refuse(eqn, "wanted a product with a weight.")
-    (side,) = sides
-    if not operands[side].floats:
+    if "float32" in build.without:
         refuse(eqn, "wanted a coded weight and a calibrated site. Give the weight a scheme and its site one of inputs.")
-    real = Real(operands[side].real(build), operands[side].shape, operands[side].raw)
+    (side,) = sides
+    x = operands[side]
+    if not x.floats:
+        x = at(eqn, build, side, _paths.operand(eqn.walk.name(places.label(eqn)), side))
+    real = Real(build.real(x) if isinstance(x, Known) else x.real(build), x.shape, x.raw)
     eqn.replace(side, real)
     return Met(real, operands[1 - side], side)
 

@@ -161,9 +161,6 @@ def rules(place: Place) -> dict[str, Rule]:
             at(eqn, 0, eqn.walk.name(eqn.label))
         return None
 
-    def product(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-        return in_float(eqn) if all(map(_follows, operands)) else after_float(eqn, *operands)
-
     def call(eqn: Equation, *operands: Value) -> None:
         if any(map(_is_coded, operands)) and is_function(eqn.params):
             all_at(eqn)
@@ -179,8 +176,7 @@ def rules(place: Place) -> dict[str, Rule]:
         **dict.fromkeys(BY_CONSTANTS, by_constant),
         **dict.fromkeys(SUMS, summed),
         **dict.fromkeys(BODIES, call),
-        "dot_general": product,
-        "conv_general_dilated": product,
+        **dict.fromkeys(("dot_general", "conv_general_dilated"), in_float),  # those that no site has made integers
     }
 
 
@@ -207,7 +203,9 @@ def is_place(name: str) -> bool:
 
 def label(eqn: Equation) -> str:
     """What the places of an equation are named after: products in float32 are told from those on codes."""
-    return f"{eqn.label.removesuffix('(dot)')}(product)" if eqn.primitive == "dot_general" else eqn.label
+    kinds = {"dot_general": "(dot)", "conv_general_dilated": "(conv)"}
+    kind = kinds.get(eqn.primitive)
+    return f"{eqn.label.removesuffix(kind)}(product)" if kind else eqn.label
 
 
 def result(place: Place, walk: Walk, value: Value) -> Value:

@@ -64,7 +64,7 @@ def functions(params, x):
              lambda y: jnp.exp(-jnp.square(y)) - jnp.sqrt(jnp.log(jnp.maximum(2 - y, 0) + 1.5)))  # fmt: skip
     for kind, name in zip(kinds, "abcdef", strict=True):
         x = kind(x @ params[f"{name}/kernel"])
-    return x @ params["float"] @ params["g/kernel"]  # the one in between is not coded
+    return jax.nn.relu(x @ params["float"] @ params["g/kernel"]) @ params["float"]  # which is not coded
 
 
 def transformer(params, x):
@@ -83,6 +83,12 @@ def transformer(params, x):
     y = y + mixed @ params["b/kernel"]
     z = normalized(y)
     return y + (jax.nn.sigmoid(z @ params["c/kernel"]) * (z @ params["d/kernel"])), (x @ params["e/kernel"]) - y
+
+
+def resized(params, x):
+    """Bilinear resizing, which is products with matrices of its own."""
+    x = jax.nn.relu(x @ params["a/kernel"])
+    return jax.image.resize(x, (x.shape[0], 6, 5, 3), "bilinear") @ params["b/kernel"]
 
 
 def filled(shapes):
@@ -134,6 +140,7 @@ NETWORKS: dict[str, typing.Callable] = {
         kernels(scale=(8,), **{f"{name}_kernel": (8, 8) for name in "abcdeqkv"}),
         (4, 8),
     ),
+    "resized": lambda: (resized, kernels(a_kernel=(2, 3), b_kernel=(3, 5)), (4, 4, 2)),
     "nnx": _nnx,
 }  # fmt: skip
 

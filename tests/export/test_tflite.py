@@ -134,6 +134,6 @@ def test_refusals_name_the_equation_and_its_line():
     message = refused(
         lambda params, x: (x @ params["w"]) @ (x @ params["w"]).T, inputs={"**/(dot*)": ASYMMETRIC, "**": ASYMMETRIC}
     )
-    assert "Leave '(dot)' out of inputs" in message
+    assert "Leave '(dot lhs)' out of inputs" in message
     assert "Use Symmetric(bits=8" in refused(lambda params, x: x @ params["w"], jqz.Asymmetric(bits=8))
     assert "PerAxis(1)" in refused(lambda params, x: x @ params["w"], jqz.Symmetric(bits=8, granularity=jqz.PerAxis(0)))
