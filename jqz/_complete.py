@@ -20,7 +20,9 @@ def complete(net: typing.Any, batch: typing.Any, scheme: Scheme = Asymmetric(bit
     Between two products jqz rescales once, whatever stands there: a bias, a residual, a mean. A runtime has codes
     between any two operators. This measures what comes by at those places and returns the same net
     with these grids among its sites, named by where they stand (``Block_0/(add lhs)``, ``(result)``): it rounds
-    where an exported file does. A net that has them all is returned as it is.
+    where an exported file does. What has no operator on codes (functions such as gelu, normalization over the last
+    axis, products of two activations) is computed in float32 from there to the next product, and a result that
+    follows from it is not rounded. A net that has all grids is returned as it is.
 
     Args:
       net: from ``convert``.

@@ -132,7 +132,8 @@ def convert(
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
       variables: its float variables.
       batches: inputs, each an array or a tuple of positional arguments; 100 to 500 samples in all are plenty.
-      policy: rules for the weights, and ``inputs`` for the activations.
+      policy: rules for the weights, and ``inputs`` for the activations; without, these stay float and ``batches`` may
+        be empty.
       observer: as for ``observe``: one of ``jqz.observers``, or rules by path.
       compiler_options: for ``jax.jit``; ``{"xla_cpu_prefer_vector_width": 512}`` gains 5 to 25 % on CPUs with AVX-512.
       progress: wraps the batches in a progress bar: ``rich.progress.track`` and ``tqdm.tqdm`` do.
@@ -142,7 +143,7 @@ def convert(
       A ``Net``: call it on inputs.
 
     Raises:
-      ValueError: there are no batches, or a weight or rule does not fit (see ``quantize``).
+      ValueError: there are no batches to calibrate on, or a weight or rule does not fit (see ``quantize``).
       TypeError: as ``observe``.
 
     >>> import jax, jax.numpy as jnp, jqz
@@ -156,6 +157,9 @@ def convert(
     >>> bool(jnp.allclose(net(x), model(params, x), atol=0.05))
     True
     """
+    options = tuple(sorted((compiler_options or {}).items()))
+    if isinstance(policy, Policy) and not policy.inputs:
+        return Net(quantize(variables, policy), {}, fn, options, requant)
     watch = jax.jit(observe(fn, policy, observer))
     stats: Stats | None = None
     for batch in progress(batches):
@@ -164,7 +168,6 @@ def convert(
     if stats is None:
         raise ValueError("convert: got no batches, wanted at least one to calibrate on. Use batches=[x].")
     sites = _sites.calibrate(stats, policy)
-    options = tuple(sorted((compiler_options or {}).items()))
     return Net(quantize(variables, policy), sites, fn, options, requant)
 
 

@@ -37,10 +37,11 @@ class Grid:
 
 @_tree("grid")
 class Tensor:
-    """Codes on a grid; without one, float32."""
+    """Codes on a grid; without one, float32, or truth values."""
 
     shape: tuple[int, ...]
     grid: Grid | None
+    boolean: bool = False
 
 
 @_tree("low", "high")
@@ -58,6 +59,7 @@ class Convolution(Operator):
     """``scale`` is the accumulator's over the input's, one an output channel, and may be 0 or negative.
 
     ``bias`` is in steps of accumulators, ``rest`` in steps of the result: 0 but where a scale is as good as 0.
+    Of a float32 input ``bias`` is real, and ``codes`` may be real as well. No code is above ``limit``.
     """
 
     codes: typing.Any
@@ -68,6 +70,7 @@ class Convolution(Operator):
     padding: Padding
     dilation: tuple[int, ...]
     groups: int
+    limit: int
 
 
 @_tree("low", "high", "codes", "scale", "bias", "rest")
@@ -78,6 +81,12 @@ class Dense(Operator):
     scale: typing.Any
     bias: typing.Any
     rest: typing.Any
+    limit: int
+
+
+@_tree("low", "high")
+class MatMul(Operator):
+    """Products of the matrices that the last two axes hold, in float32."""
 
 
 @_tree("low", "high")
@@ -158,9 +167,16 @@ class Softmax(Operator):
 
 @_tree("low", "high")
 class Function(Operator):
-    """A function of each number, in float32, by the name of its primitive: ``tanh`` or ``logistic``."""
+    """A function of each number, in float32, by the name of its primitive, such as ``tanh`` or ``mul``."""
 
     name: str
+
+
+@_tree("low", "high", "values")
+class Constant(Operator):
+    """float32 numbers that depend on no input."""
+
+    values: typing.Any
 
 
 @_tree("operators", "tensors")

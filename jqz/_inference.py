@@ -130,7 +130,7 @@ def walked(
     finish: Callable[[Walk, Value], Value] | None = None
     if given:
         at = place or places.rounded(requant)
-        if place is not None or any(map(_paths.names_product, given)):
+        if place is not None or any(map(places.is_place, given)):
             tables.append(places.rules(at))
             finish = functools.partial(places.result, at)
         tables.append(waiting.rules(requant))

@@ -22,6 +22,9 @@ from jqz._stacked import Stacked
 from jqz._values import Coded, Lazy, Pending, Stored, Value, Weight, decode, is_weight
 from jqz._walk import PRODUCTS, Equation, Note, Walk
 
+#: What labels call a primitive, whatever the version of JAX does.
+_KINDS: dict[str, str] = {**PRODUCTS, "pjit": "jit"}
+
 
 def trace(fn: Callable[..., typing.Any], *args: typing.Any) -> tuple[typing.Any, typing.Any]:
     """The jaxpr of a function of arrays and ShapeDtypeStructs, and the structure of its result."""
@@ -98,7 +101,8 @@ def _scope(eqn: typing.Any, walk: Walk) -> tuple[str, ...]:
 
 
 def _label(eqn: typing.Any, walk: Walk) -> str:
-    return _paths.product("/".join(_scope(eqn, walk)), PRODUCTS.get(eqn.primitive.name) or eqn.primitive.name)
+    kind: str = eqn.primitive.name
+    return _paths.product("/".join(_scope(eqn, walk)), _KINDS.get(kind, kind))
 
 
 def _source_line(eqns: Sequence[typing.Any]) -> str:

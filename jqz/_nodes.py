@@ -6,38 +6,47 @@ Then the operator that makes them is emitted, with all that was added, multiplie
 import abc
 import dataclasses
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jqz import _graph as g
-from jqz._activations import Meeting
-from jqz._requant import IntegerBias, rounded_product
+from jqz._requant import rounded_product
 from jqz._scheme import Scheme
-from jqz._values import Lazy, Value, as_levels, is_weight
+from jqz._values import Lazy, Value
 from jqz._walk import Equation, Walk
 
-Move = Callable[["Builder", tuple[int, ...], g.Grid], int]
+Move = Callable[["Builder", tuple[int, ...], g.Grid | None], int]
 
 
 class Builder:
     """The operators and tensors so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, without: Container[str] = ()) -> None:
+        #: Primitives that there is no operator for, and ``"float32"`` if nothing is computed in that.
+        self.without = without
         self.operators: list[typing.Any] = []
         self.tensors: list[g.Tensor] = []
+        #: The float32 tensors of the codes of others.
+        self.decoded: dict[int, int] = {}
 
-    def tensor(self, shape: Sequence[int], grid: g.Grid | None) -> int:
-        self.tensors.append(g.Tensor(tuple(shape), grid))
+    def tensor(self, shape: Sequence[int], grid: g.Grid | None, boolean: bool = False) -> int:
+        self.tensors.append(g.Tensor(tuple(shape), grid, boolean))
         return len(self.tensors) - 1
+
+    def real(self, known: "Known") -> int:
+        """The float32 tensor of codes."""
+        if known.index not in self.decoded:
+            self.decoded[known.index] = self.emit(g.Convert, [known.index], known.shape, None)
+        return self.decoded[known.index]
 
     def emit(
         self, kind: typing.Any, inputs: Sequence[int], shape: Sequence[int], grid: g.Grid | None, *args: typing.Any,
-        low: typing.Any = None, high: typing.Any = None,
+        low: typing.Any = None, high: typing.Any = None, boolean: bool = False,
     ) -> int:  # fmt: skip
         """Adds an operator; the number of its result."""
-        result = self.tensor(shape, grid)
+        result = self.tensor(shape, grid, boolean)
         self.operators.append(kind(tuple(inputs), result, low, high, *args))
         return result
 
@@ -61,6 +70,11 @@ class Node(Lazy, abc.ABC):
         """Whether it is made in float32: the input, and what follows a function in float32."""
         return False
 
+    @property
+    def raw(self) -> bool:
+        """Whether it is made from inputs in float32, with no codes in between."""
+        return False
+
     @abc.abstractmethod
     def on(self, build: Builder, grid: g.Grid) -> int:
         """The number of a tensor with the value's codes on a grid."""
@@ -72,20 +86,35 @@ class Node(Lazy, abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Real(Node):
-    """A float32 tensor."""
+    """A float32 tensor, or one of truth values; its shape may be narrower than ``dims``, which it broadcasts to."""
 
     index: int
     dims: tuple[int, ...]
+    of_inputs: bool = False
+    dtype: typing.Any = jnp.dtype(jnp.float32)
 
     @property
     def floats(self) -> bool:
         return True
 
+    @property
+    def raw(self) -> bool:
+        return self.of_inputs
+
     def on(self, build: Builder, grid: g.Grid) -> int:
-        return build.emit(g.Convert, [self.index], self.shape, grid)
+        return build.emit(g.Convert, [self.real(build)], self.shape, grid)
 
     def real(self, build: Builder) -> int:
-        return self.index
+        if build.tensors[self.index].shape == self.dims:
+            return self.index
+        zeros = constant(build, jnp.zeros(self.dims, jnp.float32))
+        return build.emit(g.Function, [self.index, zeros], self.dims, None, "add")
+
+
+def constant(build: Builder, values: jax.Array) -> int:
+    """A tensor of numbers."""
+    boolean = values.dtype == jnp.bool_
+    return build.emit(g.Constant, [], values.shape, None, values, boolean=boolean)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,6 +137,11 @@ class Source(abc.ABC):
         """Whether it works in float32."""
         return False
 
+    @property
+    def raw(self) -> bool:
+        """Whether it works on inputs in float32."""
+        return False
+
     @abc.abstractmethod
     def emit(self, build: Builder, grid: g.Grid | None, value: "Linear") -> int:
         """The operator with all that was done to its result, on a grid."""
@@ -115,7 +149,7 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear(Node):
-    """``factor`` times the real result of a source, plus ``offset``, within bounds; arrays broadcast to the shape."""
+    """``factor`` times the real result of a source, plus ``offset``, within scalar bounds; arrays broadcast to it."""
 
     source: Source
     dims: tuple[int, ...]
@@ -127,6 +161,10 @@ class Linear(Node):
     @property
     def floats(self) -> bool:
         return self.source.floats
+
+    @property
+    def raw(self) -> bool:
+        return self.source.raw
 
     def on(self, build: Builder, grid: g.Grid) -> int:
         if self.floats:
@@ -140,13 +178,14 @@ class Linear(Node):
         low, high = self.low, self.high
         if low is not None or high is not None:
             ends = jnp.float32(-jnp.inf) if low is None else low, jnp.float32(jnp.inf) if high is None else high
-            ends = [jnp.where(jnp.isinf(end), end * jnp.sign(factor), end * factor) for end in ends]
+            one = factor.reshape(())
+            ends = [jnp.where(jnp.isinf(end), end * jnp.sign(one), end * one) for end in ends]
             low, high = jnp.minimum(*ends), jnp.maximum(*ends)
         offset = None if self.offset is None else rounded_product(self.offset, factor)
         return dataclasses.replace(self, factor=self.factor * factor, offset=offset, low=low, high=high)
 
     def plus(self, offset: jax.Array) -> "Linear":
-        low, high = (None if end is None else end + offset for end in (self.low, self.high))
+        low, high = (None if end is None else end + offset.reshape(()) for end in (self.low, self.high))
         offset = offset if self.offset is None else self.offset + offset
         return dataclasses.replace(self, offset=offset, low=low, high=high)
 
@@ -170,6 +209,13 @@ class Moved(Node):
     @property
     def floats(self) -> bool:
         return all(inner.floats for inner in self.inners)
+
+    @property
+    def raw(self) -> bool:
+        return all(inner.raw for inner in self.inners)
+
+    def real(self, build: Builder) -> int:
+        return self.move(build, tuple(inner.real(build) for inner in self.inners), None)
 
     def on(self, build: Builder, grid: g.Grid) -> int:
         return self.move(build, tuple(inner.on(build, grid) for inner in self.inners), grid)
@@ -206,7 +252,7 @@ def moved(eqn: Equation, values: Sequence[Node], kind: typing.Any, *args: typing
     """The result of an equation that an operator computes on codes as on values."""
     shape = eqn.avals[0].shape
 
-    def move(build: Builder, inputs: tuple[int, ...], grid: g.Grid) -> int:
+    def move(build: Builder, inputs: tuple[int, ...], grid: g.Grid | None) -> int:
         return build.emit(kind, inputs, shape, grid, *args)
 
     return Moved(tuple(values), shape, move)
@@ -219,7 +265,7 @@ def transposed(value: Node, permutation: Sequence[int]) -> Node:
         return value
     shape = tuple(value.shape[axis] for axis in permutation)
 
-    def move(build: Builder, inputs: tuple[int, ...], grid: g.Grid) -> int:
+    def move(build: Builder, inputs: tuple[int, ...], grid: g.Grid | None) -> int:
         return build.emit(g.Transpose, inputs, shape, grid, permutation)
 
     return Moved((value,), shape, move)
@@ -237,10 +283,11 @@ def grid_at(eqn: Equation | None, walk: Walk, name: str) -> g.Grid:
         why = f"no grid is given for {name!r}. Use net = jqz.export.complete(net, batch)."
         raise ValueError(f"export: {why}") if eqn is None else refuse(eqn, why)
     site = walk.given[name].tree
-    return _grid(site.scheme, site.grid, name)
+    return grid_of(site.scheme, site.grid, name)
 
 
-def _grid(scheme: Scheme, grid: typing.Any, name: str) -> g.Grid:
+def grid_of(scheme: Scheme, grid: typing.Any, name: str) -> g.Grid:
+    """A grid as operators want it."""
     affine = scheme.affine(grid)
     if affine is None or affine.ends is None or affine.scale.size != 1:
         raise ValueError(f"export: {name!r} is coded by {scheme!r}, wanted integers. Use inputs=Asymmetric(bits=8).")
@@ -261,108 +308,6 @@ def coded(build: Builder, value: Node, grid: g.Grid) -> Known:
     return value if isinstance(value, Known) else Known(value.on(build, grid), grid, value.shape)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Product(Source):
-    """A convolution or dot; ``lay`` emits it, and transposes its result if need be."""
-
-    x: Known
-    lay: Callable[[Builder, g.Grid, dict[str, typing.Any]], int]
-    axis: int
-    channels: int
-
-    def emit(self, build: Builder, grid: g.Grid | None, value: Linear) -> int:
-        assert grid is not None
-        first = self.x.grid.scale
-        scale = self._of_channels(value.factor)
-        offset = self._of_channels(jnp.float32(0) if value.offset is None else value.offset)
-        bias, rest = IntegerBias().split(offset, (first, scale), grid.scale)
-        numbers = {"scale": scale, "bias": bias, "rest": rest.astype(jnp.int32)}
-        return self.lay(build, grid, {**numbers, **value.bounds()})
-
-    def _of_channels(self, x: jax.Array) -> jax.Array:
-        if any(n != 1 for axis, n in enumerate(x.shape) if axis != self.axis % max(x.ndim, 1)):
-            raise ValueError(
-                f"export: numbers of shape {x.shape} scale or shift a product along other axes than its channels, "
-                f"axis {self.axis}; an operator has one of each a channel."
-            )
-        return jnp.broadcast_to(x.reshape(-1), (self.channels,)).astype(jnp.float32)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Pooled(Source):
-    """Sums over axes or windows, of codes or of float32."""
-
-    x: Known | Real
-    kind: typing.Any
-    args: tuple[typing.Any, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def floats(self) -> bool:
-        return self.x.floats
-
-    def keeps(self, shape: tuple[int, ...]) -> bool:
-        """Whether sums over axes have this shape if these axes stay, with length 1."""
-        return self.kind is g.Sum and shape == tuple(
-            1 if axis in self.args[0] else length for axis, length in enumerate(self.x.shape)
-        )
-
-    def emit(self, build: Builder, grid: g.Grid | None, value: Linear) -> int:
-        _only_scalars(value)
-        factor = value.factor.reshape(())
-        return build.emit(self.kind, [self.x.index], self.shape, grid, factor, *self.args, **value.bounds())
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Total(Source):
-    """The sum of two tensors."""
-
-    a: Known
-    b: Known
-
-    def emit(self, build: Builder, grid: g.Grid | None, value: Linear) -> int:
-        _only_scalars(value)
-        return build.emit(g.Add, [self.a.index, self.b.index], value.shape, grid, **value.bounds())
-
-
-def _only_scalars(value: Linear) -> None:
-    if value.offset is not None or value.factor.size != 1:
-        raise ValueError(
-            "export: a sum or mean is scaled or shifted by channels before it is rounded. "
-            "Put a product with a site between, or normalize before the sum."
-        )
-
-
-def site(eqn: Equation, build: Builder, met: Meeting | None) -> Known:
-    """What meets a weight, as codes on its site's grid."""
-    if met is None or met.scheme is None or not is_weight(met.weight):
-        refuse(eqn, "wanted a coded weight and a calibrated site. Give the weight a scheme and its site one of inputs.")
-    if not isinstance(met.x, Node):
-        refuse(eqn, "both operands are constants.")
-    known = coded(build, met.x, _grid(met.scheme, met.grid, met.name))
-    eqn.replace(met.side, known)
-    return known
-
-
-class Weights(typing.NamedTuple):
-    """int8 levels, output channels first, and a scale for each."""
-
-    levels: jax.Array
-    scale: jax.Array
-
-
-def weights(eqn: Equation, met: Meeting, order: Sequence[int]) -> Weights:
-    """The weight with its axes in an order that begins with output channels."""
-    w = as_levels(met.weight)
-    if w is None or (w.zero_point is not None):
-        refuse(eqn, f"the weight {met.name!r} has no integers about zero. Use Symmetric(bits=8, ...) for it.")
-    w = w.ungrouped(order[:1])
-    if w.varies_along(order[1:]):
-        refuse(eqn, f"the scales of {met.name!r} vary inside the sum. Use granularity=PerAxis({order[0]}).")
-    scale = jnp.broadcast_to(w.scale.reshape(-1), (w.shape[order[0]],)).astype(jnp.float32)
-    return Weights(jnp.transpose(w.levels, tuple(order)), scale)
-
-
 def channels_last(ndim: int, axis: int, scale: jax.Array) -> jax.Array:
     """Numbers of channels, laid along an axis."""
     return scale.reshape(tuple(-1 if i == axis else 1 for i in range(ndim)))
@@ -377,3 +322,11 @@ def ranked(x: typing.Any, ndim: int) -> jax.Array:
 def is_constant(value: Value) -> bool:
     """Whether a value is a number beside the graph."""
     return not isinstance(value, Node)
+
+
+def at(eqn: Equation, build: Builder, side: int, name: str) -> Known:
+    """An operand as codes on the grid of a place."""
+    value, source = eqn.operands[side], origin(eqn.operands[side])
+    grid = grid_at(eqn, eqn.walk, name) if source is None else source.grid
+    eqn.replace(side, known := coded(build, value, grid))
+    return known

@@ -4,42 +4,41 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import jax
 import jax.numpy as jnp
 
 from jqz import _graph as g
+from jqz import _islands as islands
 from jqz import _paths
 from jqz._activations import meet
 from jqz._inference import given_sites, walk_through
+from jqz._islands import foldable, shiftable, waits
 from jqz._nodes import (
     Builder,
     Known,
     Linear,
     Moved,
     Node,
-    Pooled,
-    Product,
     Real,
-    Total,
+    Same,
+    at,
     bounded,
     channels_last,
     coded,
     grid_at,
     is_constant,
-    linear,
     moved,
     origin,
     ranked,
     refuse,
-    site,
     transposed,
-    weights,
 )
+from jqz._sources import Pooled, Product, Total, site, weights
 from jqz._values import Value, decode
 from jqz._walk import Equation, Rule, Walk, either
-from jqz.kernels import structure
+from jqz.kernels import places, structure
 from jqz.lowerings.convolution import Convolution
 
 
@@ -47,7 +46,7 @@ class Stage(typing.NamedTuple):
     """A step of softmax: ``what`` it is of the codes ``x``."""
 
     what: str
-    x: Known
+    x: Known | Real
     axes: tuple[int, ...]
 
 
@@ -57,7 +56,17 @@ class Softened(Node):
     def __init__(self, shape: tuple[int, ...], stage: Stage):
         self.dims, self.stage = shape, stage
 
+    @property
+    def floats(self) -> bool:
+        return True
+
+    def real(self, build: Builder) -> int:
+        return self._refuse()
+
     def on(self, build: Builder, grid: g.Grid) -> int:
+        return self._refuse()
+
+    def _refuse(self) -> typing.NoReturn:
         raise ValueError(
             f"export: the {self.stage.what} of a softmax is used by itself. Use jax.nn.softmax as a whole."
         )
@@ -68,28 +77,28 @@ def convolution(build: Builder) -> Rule:
 
     def rule(eqn: Equation, *operands: Value) -> Sequence[Value]:
         met, how = meet(eqn, operands, lambda path: None), Convolution.of(eqn.params)
-        if met is None or met.side != 0:
-            refuse(eqn, "wanted a convolution by a coded kernel.")
         if eqn.params["batch_group_count"] != 1 or set(how.lhs_dilation) != {1} or len(how.strides) != 2:
             refuse(eqn, "wanted a convolution of images, neither transposed nor grouped by batch.")
-        spec, x = how.numbers, site(eqn, build, met)
-        w = weights(eqn, met, (spec.rhs_spec[0], *spec.rhs_spec[2:], spec.rhs_spec[1]))
+        spec, met = how.numbers, site(eqn, build, met, operands)
+        if met.side != 0:
+            refuse(eqn, "wanted a convolution by a kernel.")
+        x, w = met.x, weights(eqn, met, (spec.rhs_spec[0], *spec.rhs_spec[2:], spec.rhs_spec[1]))
         last = (spec.lhs_spec[0], *spec.lhs_spec[2:], spec.lhs_spec[1])
         out = (spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])
         shape = eqn.avals[0].shape
         inner = tuple(shape[axis] for axis in out)
 
-        def lay(build: Builder, grid: g.Grid, numbers: dict[str, typing.Any]) -> int:
+        def lay(build: Builder, grid: g.Grid | None, numbers: dict[str, typing.Any]) -> int:
             result = build.tensor(inner, grid)
-            image = transposed(x, last).on(build, x.grid)
+            image = _tensor(build, transposed(x, last), x)
             build.operators.append(
                 g.Convolution(
                     (image,), result, codes=w.levels, strides=how.strides, padding=how.padding,
-                    dilation=how.rhs_dilation, groups=how.groups, **numbers,
+                    dilation=how.rhs_dilation, groups=how.groups, limit=w.limit, **numbers,
                 )
             )  # fmt: skip
             back = tuple(out.index(axis) for axis in range(len(out)))
-            return transposed(Known(result, grid, inner), back).on(build, grid)
+            return _turned(build, result, grid, inner, back)
 
         axis = spec.out_spec[1]
         source = Product(x, lay, axis, len(w.scale))
@@ -101,25 +110,30 @@ def convolution(build: Builder) -> Rule:
 def dot(build: Builder) -> Rule:
     """The rule for products with a matrix."""
 
-    def rule(eqn: Equation, *operands: Value) -> Sequence[Value]:
+    def rule(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
         met = meet(eqn, operands, lambda path: None)
-        if met is None:
-            refuse(eqn, "wanted a product with a coded weight.")
+        if all(isinstance(v, Node) for v in operands):
+            if met is not None:
+                refuse(eqn, f"products of two activations are float32 in files. Leave {met.name!r} out of inputs.")
+            return [islands.matrices(eqn, build, *operands)]
+        if not any(isinstance(v, Node) for v in operands):
+            return None
         contract, batch = eqn.params["dimension_numbers"]
+        met = site(eqn, build, met, operands)
         if batch[0] or len(contract[0]) != 1 or met.weight.ndim != 2:
             refuse(eqn, "wanted a product of one axis with a matrix.")
-        x, (inner,), (summed,) = site(eqn, build, met), contract[1 - met.side], contract[met.side]
+        x, (inner,), (summed,) = met.x, contract[1 - met.side], contract[met.side]
         w = weights(eqn, met, (1 - inner, inner))
         free = tuple(axis for axis in range(x.ndim) if axis != summed)
         wide = (*(x.shape[axis] for axis in free), len(w.scale))
         axis = len(wide) - 1 if met.side == 0 else 0
         back = tuple(range(len(wide))) if met.side == 0 else (len(wide) - 1, *range(len(wide) - 1))
 
-        def lay(build: Builder, grid: g.Grid, numbers: dict[str, typing.Any]) -> int:
-            rows = transposed(x, (*free, summed)).on(build, x.grid)
+        def lay(build: Builder, grid: g.Grid | None, numbers: dict[str, typing.Any]) -> int:
+            rows = _tensor(build, transposed(x, (*free, summed)), x)
             result = build.tensor(wide, grid)
-            build.operators.append(g.Dense((rows,), result, codes=w.levels, **numbers))
-            return transposed(Known(result, grid, wide), back).on(build, grid)
+            build.operators.append(g.Dense((rows,), result, codes=w.levels, limit=w.limit, **numbers))
+            return _turned(build, result, grid, wide, back)
 
         shape = eqn.avals[0].shape
         return [Linear(Product(x, lay, axis, len(w.scale)), shape, channels_last(len(shape), axis, w.scale))]
@@ -127,63 +141,76 @@ def dot(build: Builder) -> Rule:
     return rule
 
 
+def _tensor(build: Builder, value: Node, x: Known | Real) -> int:
+    """The number of the tensor of what was moved of a product's operand."""
+    return value.on(build, x.grid) if isinstance(x, Known) else value.real(build)
+
+
+def _turned(
+    build: Builder, index: int, grid: g.Grid | None, shape: tuple[int, ...], permutation: tuple[int, ...]
+) -> int:
+    """The number of a product's result with its axes in another order."""
+    if grid is None:
+        return transposed(Real(index, shape), permutation).real(build)
+    return transposed(Known(index, grid, shape), permutation).on(build, grid)
+
+
 def rules(build: Builder) -> dict[str, Rule]:
     """The rule table."""
 
-    def at(eqn: Equation, side: int, name: str) -> Known:
-        """An operand as codes on the grid of a place."""
-        value, source = eqn.operands[side], origin(eqn.operands[side])
-        grid = grid_at(eqn, eqn.walk, name) if source is None else source.grid
-        eqn.replace(side, known := coded(build, value, grid))
-        return known
+    def in_float(eqn: Equation, *values: Value) -> Real:
+        return islands.in_float(eqn, build, *values)
 
-    def waits(value: Value) -> bool:
-        return isinstance(value, Known | Linear | Moved) and not value.floats
-
-    def affine(eqn: Equation, value: Value) -> Linear:
-        value = linear(value) if isinstance(value, Known) else value
+    def affine(eqn: Equation, value: Value, c: Value) -> Linear:
+        if isinstance(value, Linear) and isinstance(value.source, Same | Total):
+            refuse(eqn, "a sum of codes, or what has bounds, is scaled or shifted. Put a product between.")
+        if isinstance(value, Linear) and jnp.size(c) > 1 and not (value.low is None and value.high is None):
+            refuse(eqn, "what has bounds is scaled or shifted by channels. Put a product between.")
         if not isinstance(value, Linear) or value.shape != eqn.avals[0].shape:
             refuse(eqn, "only what a product, sum or mean has made is scaled or shifted; put this operation before it.")
         return value
 
+    def folds(x: Value, c: Value) -> bool:
+        return is_constant(c) and not isinstance(x, Known)  # codes themselves are scaled and shifted in float32
+
     def add(eqn: Equation, a: Value, b: Value) -> Value:
         if is_constant(a) or is_constant(b):
             x, c = (b, a) if is_constant(a) else (a, b)
-            return affine(eqn, x).plus(ranked(c, x.ndim))
-        if not (waits(a) and waits(b)) or a.shape != b.shape:
-            refuse(eqn, "wanted two tensors of one shape that products have read or made.")
+            return affine(eqn, x, c).plus(ranked(c, x.ndim)) if folds(x, c) and shiftable(x, c) else in_float(eqn, a, b)
+        if not (waits(a) and waits(b)):
+            return in_float(eqn, a, b)
+        if a.shape != b.shape:
+            refuse(eqn, "wanted two tensors of one shape.")
         name = eqn.walk.name(eqn.label)
-        both = [at(eqn, side, _paths.operand(name, side)) for side in (0, 1)]
+        both = [at(eqn, build, side, _paths.operand(name, side)) for side in (0, 1)]
         return Linear(Total(*both), a.shape, jnp.ones((1,) * a.ndim, jnp.float32))
 
     def subtract(eqn: Equation, a: Value, b: Value) -> Value:
-        if isinstance(a, Known) and isinstance(b, Softened) and b.stage.what == "maximum":
+        if isinstance(b, Softened) and b.stage.what == "maximum" and isinstance(a, Known | Real):
+            if isinstance(a, Known):
+                eqn.walk.name(eqn.label)  # as inference names it
             return Softened(a.shape, Stage("difference", a, b.stage.axes))
-        if is_constant(b):
-            return affine(eqn, a).plus(-1 * ranked(b, a.ndim))
-        if is_constant(a):
-            return affine(eqn, b).times(jnp.float32(-1)).plus(ranked(a, b.ndim))
-        return refuse(eqn, "no operator computes this.")
+        if folds(a, b) and shiftable(a, b):
+            return affine(eqn, a, b).plus(-1 * ranked(b, a.ndim))
+        if folds(b, a) and shiftable(b, a):
+            return affine(eqn, b, a).times(jnp.float32(-1)).plus(ranked(a, b.ndim))
+        return in_float(eqn, a, b)
 
     def multiply(eqn: Equation, a: Value, b: Value) -> Value:
         x, c = (b, a) if is_constant(a) else (a, b)
-        if not is_constant(c):
-            refuse(eqn, "no operator multiplies two activations.")
-        return affine(eqn, x).times(ranked(c, x.ndim))
+        return affine(eqn, x, c).times(ranked(c, x.ndim)) if folds(x, c) and foldable(x, c) else in_float(eqn, a, b)
 
     def divide(eqn: Equation, a: Value, b: Value) -> Value:
         if isinstance(a, Softened) and isinstance(b, Softened) and (a.stage.what, b.stage.what) == ("power", "sum"):
             x = a.stage.x
             if a.stage.axes != (x.ndim - 1,):
                 refuse(eqn, "wanted a softmax over the last axis.")
-            real = build.emit(g.Convert, [x.index], x.shape, None)
-            return Real(build.emit(g.Softmax, [real], x.shape, None), x.shape)
-        if not is_constant(b):
-            refuse(eqn, "no operator divides by an activation.")
-        return affine(eqn, a).times(1 / ranked(b, a.ndim))
+            real = build.real(x) if isinstance(x, Known) else x.index
+            return Real(build.emit(g.Softmax, [real], x.shape, None), x.shape, x.raw)
+        return affine(eqn, a, b).times(1 / ranked(b, a.ndim)) if folds(a, b) and foldable(a, b) else in_float(eqn, a, b)
 
     def negate(eqn: Equation, x: Value) -> Value:
-        return affine(eqn, x).times(jnp.float32(-1))
+        return in_float(eqn, x) if x.floats or isinstance(x, Known) else affine(eqn, x, 1).times(jnp.float32(-1))
 
     def bound(eqn: Equation, low: Value | None, x: Value, high: Value | None) -> Value:
         if isinstance(x, Softened) and high is None:
@@ -195,19 +222,28 @@ def rules(build: Builder) -> dict[str, Rule]:
         return bounded(x, *(None if v is None else jnp.asarray(v, jnp.float32).reshape(()) for v in (low, high)))
 
     def maximum(eqn: Equation, a: Value, b: Value) -> Value:
-        return bound(eqn, a, b, None) if is_constant(a) else bound(eqn, b, a, None)
+        x, c = (b, a) if is_constant(a) else (a, b)
+        plain = isinstance(x, Softened) or shiftable(x, c)
+        return bound(eqn, c, x, None) if plain else in_float(eqn, a, b)
 
     def minimum(eqn: Equation, a: Value, b: Value) -> Value:
-        return bound(eqn, None, b, a) if is_constant(a) else bound(eqn, None, a, b)
+        x, c = (b, a) if is_constant(a) else (a, b)
+        return bound(eqn, None, x, c) if shiftable(x, c) else in_float(eqn, a, b)
+
+    def clamp(eqn: Equation, low: Value, x: Value, high: Value) -> Value:
+        if shiftable(x, low) and shiftable(x, high):
+            return bound(eqn, low, x, high)
+        return in_float(eqn, low, x, high)
 
     def passed(eqn: Equation, x: Value) -> Value:
-        return x if eqn.avals[0].dtype == jnp.float32 else refuse(eqn, "activations are float32 or int8.")
+        same = x.dtype == eqn.avals[0].dtype == jnp.float32
+        return x if same else refuse(eqn, "activations are float32 or int8.")
 
     def reshape(eqn: Equation, x: Value) -> Value:
         if isinstance(x, Softened) and x.stage.what in ("maximum", "sum"):
             return Softened(eqn.avals[0].shape, x.stage)
         if math.prod(eqn.avals[0].shape) != math.prod(x.shape):
-            refuse(eqn, "no operator repeats values.")
+            return islands.spread(eqn, build, x)
         shape = eqn.avals[0].shape
         if isinstance(x, Linear) and isinstance(x.source, Pooled) and x.offset is None and x.source.keeps(shape):
             return Linear(dataclasses.replace(x.source, shape=shape), shape, x.factor.reshape((1,) * len(shape)))
@@ -243,24 +279,24 @@ def rules(build: Builder) -> dict[str, Rule]:
         return moved(eqn, [x], g.MaxPool, *windows(eqn))
 
     def reduce_max(eqn: Equation, x: Value) -> Value:
-        if not waits(x):
-            refuse(eqn, "wanted what a product has made.")
-        known = at(eqn, 0, eqn.walk.name(eqn.label))
-        return Softened(eqn.avals[0].shape, Stage("maximum", known, tuple(eqn.params["axes"])))
+        stage = at(eqn, build, 0, eqn.walk.name(eqn.label)) if waits(x) else islands.real(eqn, build, 0)
+        return Softened(eqn.avals[0].shape, Stage("maximum", stage, tuple(eqn.params["axes"])))
 
     def exponential(eqn: Equation, x: Value) -> Value:
         if not isinstance(x, Softened) or x.stage.what != "difference":
-            refuse(eqn, "no operator computes this outside a softmax.")
+            return in_float(eqn, x)
         return Softened(x.shape, x.stage._replace(what="power"))
 
     def summed(eqn: Equation, x: Value) -> Value:
         shape = eqn.avals[0].shape
         if isinstance(x, Softened) and x.stage.what == "power":
             return Softened(shape, x.stage._replace(what="sum"))
+        if places.sums_in_float(eqn.primitive, eqn.params, x.ndim) or (x.floats and eqn.primitive == "reduce_sum"):
+            return islands.total(eqn, build, x)
         if x.floats:
-            known: Known | Real = Real(x.real(build), x.shape)
+            known: Known | Real = islands.real(eqn, build, 0)
         else:
-            known = at(eqn, 0, eqn.walk.name(eqn.label))
+            known = at(eqn, build, 0, eqn.walk.name(eqn.label))
         one = jnp.ones((1,) * len(shape), jnp.float32)
         if eqn.primitive == "reduce_sum":
             return Linear(Pooled(known, g.Sum, (tuple(eqn.params["axes"]),), shape), shape, one)
@@ -273,13 +309,8 @@ def rules(build: Builder) -> dict[str, Rule]:
             known = Known(build.emit(g.Pad, [known.index], wide, known.grid, whole), known.grid, wide)
         return Linear(Pooled(known, g.SumPool, (window, strides), shape), shape, one)
 
-    def function(eqn: Equation, x: Value) -> Value:
-        if x.floats:
-            index = x.real(build)
-        else:
-            known = at(eqn, 0, eqn.walk.name(eqn.label))
-            index = build.emit(g.Convert, [known.index], known.shape, None)
-        return Real(build.emit(g.Function, [index], x.shape, None, eqn.primitive), x.shape)
+    def call(eqn: Equation, *operands: Value) -> None:
+        islands.enter(eqn, build)
 
     table: dict[tuple[str, ...], Callable[..., Value]] = {
         ("add", "add_any"): add,
@@ -289,7 +320,7 @@ def rules(build: Builder) -> dict[str, Rule]:
         ("neg",): negate,
         ("max",): maximum,
         ("min",): minimum,
-        ("clamp",): bound,
+        ("clamp",): clamp,
         ("copy", "copy_p", "stop_gradient", "convert_element_type"): passed,
         ("reshape", "squeeze", "broadcast_in_dim"): reshape,
         ("transpose",): transpose,
@@ -300,10 +331,12 @@ def rules(build: Builder) -> dict[str, Rule]:
         ("reduce_max",): reduce_max,
         ("exp",): exponential,
         ("reduce_sum", "reduce_window_sum"): summed,
-        ("tanh", "logistic"): function,
+        tuple({*places.FUNCTIONS, *places.CHOICES} - {"exp", "integer_pow", "square"}): in_float,
+        ("integer_pow", "square"): functools.partial(islands.power, build),
     }
     one_by_one = {name: functools.partial(_on_nodes, rule) for names, rule in table.items() for name in names}
-    return {**one_by_one, "conv_general_dilated": convolution(build), "dot_general": dot(build)}
+    bodies = dict.fromkeys(places.BODIES, call)
+    return {**one_by_one, **bodies, "conv_general_dilated": convolution(build), "dot_general": dot(build)}
 
 
 def _on_nodes(rule: Callable[..., Value], eqn: Equation, *operands: Value) -> Sequence[Value] | None:
@@ -321,25 +354,31 @@ class _Closed(dict[str, Rule]):
     )
 
     def __contains__(self, name: object) -> bool:
-        return name not in self.BODIES
+        return name not in self.BODIES or super().__contains__(name)
 
     def __missing__(self, name: str) -> Rule:
-        def rule(eqn: Equation, *operands: Value) -> None:
-            if any(isinstance(v, Node) for v in operands):
-                refuse(eqn, "no operator computes this.")
-
-        return rule
+        return _none
 
 
-def graph_of(net: typing.Any, example: typing.Any) -> g.Graph:
-    """The operators of a ``Net`` for inputs like ``example`` (an array, or a tuple of arguments), with NumPy arrays."""
+def _none(eqn: Equation, *operands: Value) -> None:
+    if any(isinstance(v, Node) for v in operands):
+        refuse(eqn, "no operator computes this.")
+
+
+def graph_of(net: typing.Any, example: typing.Any, without: Container[str] = ()) -> g.Graph:
+    """The operators of a ``Net`` for inputs like ``example`` (an array, or a tuple of arguments), with NumPy arrays.
+
+    ``without`` are primitives that the target has no operators for, and ``"float32"`` if it computes nothing in that.
+    """
     args = example if isinstance(example, tuple) else (example,)
     leaves, treedef = jax.tree.flatten(args)
 
     def numbers(qparams: typing.Any, sites: typing.Any) -> g.Graph:
-        build, outputs = Builder(), []
-        walk = Walk(_Closed(either(structure.RULES, rules(build))), given_sites("export", sites), derivatives=False)
-        nodes = [Real(build.tensor(leaf.shape, None), tuple(leaf.shape)) for leaf in leaves]
+        build, outputs = Builder(without), []
+        table = {name: _none if name in without else rule for name, rule in rules(build).items()}
+        table = {**dict.fromkeys(structure.RULES, _none), **table}
+        walk = Walk(_Closed(either(structure.RULES, table)), given_sites("export", sites), derivatives=False)
+        nodes = [Real(build.tensor(leaf.shape, None), tuple(leaf.shape), True) for leaf in leaves]
 
         def finish(walk: Walk, value: Value) -> Value:
             if is_constant(value):

@@ -72,7 +72,8 @@ class Floats(Numbers):
                 same[op.result] = inputs[0]
                 continue
             if isinstance(op, g.Convolution | g.Dense):
-                op = _in_values(op, *(_scale(graph, i) for i in (op.inputs[0], op.result)))
+                coded = graph.tensors[op.inputs[0]].grid is not None
+                op = _in_values(op, *(_scale(graph, i) for i in (op.inputs[0], op.result) if coded))
             operators.append(dataclasses.replace(op, inputs=inputs))
         tensors = [dataclasses.replace(tensor, grid=None) for tensor in graph.tensors]
         return g.Graph(operators, tensors, graph.inputs, tuple(same.get(i, i) for i in graph.outputs))
@@ -84,10 +85,12 @@ def _scale(graph: g.Graph, i: int) -> np.float32:
     return np.float32(grid.scale)
 
 
-def _in_values(op: typing.Any, source: np.float32, target: np.float32) -> typing.Any:
+def _in_values(op: typing.Any, source: typing.Any = None, target: typing.Any = None) -> typing.Any:
+    """A product with the values of its weights; on codes, with the scales of its input and result."""
     scale = np.asarray(op.scale, np.float32)
     codes = np.asarray(op.codes, np.float32) * scale.reshape((-1,) + (1,) * (np.ndim(op.codes) - 1))
-    return dataclasses.replace(op, codes=codes, bias=np.float32(op.bias * (source * scale) + op.rest * target))
+    bias = op.bias if source is None else np.float32(op.bias * (source * scale) + op.rest * target)
+    return dataclasses.replace(op, codes=codes, scale=np.ones_like(scale), bias=bias)
 
 
 def as_codes(graph: g.Graph, interface: Interface) -> g.Graph:
@@ -107,6 +110,24 @@ def as_codes(graph: g.Graph, interface: Interface) -> g.Graph:
         tuple(first[i].result for i in graph.inputs),
         tuple(last[i].inputs[0] if i in last else i for i in graph.outputs),
     )
+
+
+def narrow(graph: g.Graph) -> g.Graph:
+    """The graph with constants of length 1 along axes where they repeat, if the other operand has the whole shape."""
+    makers = {op.result: op for op in graph.operators}
+    operators, tensors = {id(op): op for op in graph.operators}, list(graph.tensors)
+    for op in graph.operators:
+        constants = [makers[i] for i in op.inputs if isinstance(makers.get(i), g.Constant)]
+        wide = any(tensors[i].shape == tensors[op.result].shape for i in op.inputs if i not in makers or
+                   not isinstance(makers[i], g.Constant))  # fmt: skip
+        for constant in constants if wide else ():
+            values = np.asarray(constant.values)
+            for axis in range(values.ndim):
+                first = values.take([0], axis)
+                values = first if (values == first).all() else values
+            operators[id(constant)] = dataclasses.replace(constant, values=values)
+            tensors[constant.result] = dataclasses.replace(tensors[constant.result], shape=values.shape)
+    return g.Graph(list(operators.values()), tensors, graph.inputs, graph.outputs)
 
 
 def inner_tensors(graph: g.Graph) -> list[int]:
@@ -171,3 +192,31 @@ def sound_weights(op: g.Convolution | g.Dense, source: np.float32, target: np.fl
     codes = codes * np.where(dead, 0, np.where(scale < 0, -1, 1)).astype(np.int8)[across]
     bias = np.where(dead, op.rest, np.where(scale < 0, -bias, bias)).astype(np.int32)
     return Weights(codes, np.where(dead, target / source, np.abs(scale)).astype(np.float32), bias)
+
+
+def real_weights(op: g.Convolution | g.Dense) -> Weights:
+    """Weights of a float32 input: codes whose scales are positive, or values with scales of 1; biases are real.
+
+    Values are float16 where that holds them exactly.
+    """
+    bias = np.asarray(op.bias, np.float32)
+    if np.asarray(op.codes).dtype != np.int8:
+        whole = _in_values(op)
+        values = np.asarray(whole.codes, np.float32)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        return Weights(half if (half == values).all() else values, whole.scale, bias)
+    scale = np.array(op.scale, np.float32)
+    sign = np.sign(scale).astype(np.int8).reshape((-1,) + (1,) * (np.ndim(op.codes) - 1))
+    return Weights(op.codes * sign, np.where(scale == 0, np.float32(1), np.abs(scale)), bias)
+
+
+def nibbles(codes: np.ndarray) -> np.ndarray:
+    """4-bit codes in half a byte each, the first of two in the low half."""
+    low, high = np.pad(codes.reshape(-1), (0, codes.size % 2)).reshape(-1, 2).T & 15
+    return (low | high << 4).astype(np.uint8)
+
+
+def is_half(limit: int) -> bool:
+    """Whether codes of at most this magnitude fit half a byte; 0 stands for real weights."""
+    return 0 < limit <= 7

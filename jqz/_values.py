@@ -200,6 +200,24 @@ class Pending(Lazy):
     path = ""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computed(Pending):
+    """Float numbers that were computed from codes: the mark tells them from constants."""
+
+    value: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> typing.Any:
+        return self.value.dtype
+
+    def decode(self) -> jax.Array:
+        return self.value
+
+
 def group_length(scheme: Scheme, axis: int, ndim: int) -> int | None:
     """How many values an entry serves along an axis, if that is split into groups; None if stages disagree."""
     stages = scheme.stages if isinstance(scheme, Chain) else (scheme,)

@@ -44,8 +44,11 @@ FLOORS = (
     ("files/tree", "files/names"),
     ("files/safetensors",),
     ("_audit",),
-    ("_nodes", "_complete", "_runtime"),  # what exporters share
+    ("_nodes", "_complete", "_runtime", "_loops_in_c", "_litert"),  # what exporters share
+    ("_sources",),
+    ("_islands",),
     ("_operators",),
+    ("_target",),
     ("_channels",),
     ("_carriers",),
     ("_links",),

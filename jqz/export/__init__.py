@@ -5,14 +5,28 @@ function      file                                computes what ``complete(net, 
 ============= =================================== ==========================================
 ``tflite``    LiteRT; extra ``tflite``            ``requant.XNNPACK()``; ``Gemmlowp()``
 ``onnx``      ONNX Runtime; extra ``onnx``        ``requant.Float32Requant(requant.IntegerBias())``
+``header``    a C compiler; no extra              ``Gemmlowp()``
 ``stablehlo`` any XLA; no extra                   whatever the net's own rule is
 ============= =================================== ==========================================
 """
 
 from jqz._complete import complete
 from jqz._runtime import Codes, Floats, Integers, Interface, Numbers, Values
+from jqz.export.header import header
 from jqz.export.onnx import onnx
 from jqz.export.stablehlo import stablehlo
 from jqz.export.tflite import tflite
 
-__all__ = ["Codes", "Floats", "Integers", "Interface", "Numbers", "Values", "complete", "onnx", "stablehlo", "tflite"]
+__all__ = [
+    "Codes",
+    "Floats",
+    "Integers",
+    "Interface",
+    "Numbers",
+    "Values",
+    "complete",
+    "header",
+    "onnx",
+    "stablehlo",
+    "tflite",
+]

@@ -6,21 +6,27 @@ import typing
 import numpy as np
 
 from jqz import _graph as g
-from jqz._complete import complete
-from jqz._operators import graph_of
 from jqz._runtime import (
     Integers,
     Interface,
     Numbers,
     Values,
-    as_codes,
     bounds,
     clip_codes,
     code_of,
+    is_half,
     is_mean,
+    nibbles,
+    real_weights,
     sound_weights,
 )
+from jqz._target import target_graph, write_each
 
+_FUNCTIONS = {
+    "add": "Add", "add_any": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "neg": "Neg",
+    "abs": "Abs", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "erf": "Erf", "tanh": "Tanh", "logistic": "Sigmoid",
+    "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual",
+}  # fmt: skip
 #: The versions of operators and of the format that files ask for.
 OPSET, FORMAT = 21, 10
 
@@ -35,11 +41,17 @@ def onnx(
     which saturates; 7-bit weights avoid it.) Between two convolutions images have their channels first.
 
     The file computes what ``complete(net, example)`` does with ``requant=jqz.requant.Float32Requant(IntegerBias())``:
-    products bit for bit; sums and means but for a tie, one in 10**5, since float32 terms are added in another order.
+    products bit for bit; sums, means and what is float32 between codes but for a tie, one in 10**5, since float32
+    terms are added in another order. A softmax that is coded again is ONNX Runtime's own, up to a step apart.
+
+    Weights of at most 4 bits take half a byte each. With no ``inputs`` in the policy activations are float32, and
+    weights int8, int4, float16 where that holds them exactly, or float32, as of ``tflite``. ONNX Runtime may code
+    activations on the fly there, unless its option ``session.qdq_matmulnbits_accuracy_level`` is "1".
 
     Args:
       net: from ``convert``; as for ``tflite``.
-      example: an input, or a tuple of arguments; as for ``tflite``. The leading axis, of batches, may have any length.
+      example: an input, or a tuple of arguments; as for ``tflite``. The leading axis, of batches, may have any length
+        later on; with attention, give at least two, as JAX multiplies single matrices otherwise.
       interface: ``Values()``: float32 in and out; ``Codes()``: uint8, 128 more than the int8 codes of jqz.
       numbers: ``Integers()``, or ``Floats()`` to compare with.
 
@@ -57,7 +69,7 @@ def onnx(
         library, helper = map(importlib.import_module, ("onnx", "onnx.helper"))
     except ImportError as error:
         raise ImportError("onnx: the package is missing. Use pip install 'jqz[onnx]'.") from error
-    writer = _Writer(helper, numbers.of(as_codes(graph_of(complete(net, example), example), interface)))
+    writer = _Writer(helper, target_graph(net, example, interface, numbers))
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(writer.graph_proto(), opset_imports=opset, ir_version=FORMAT, producer_name="jqz")
     library.checker.check_model(model)
@@ -81,8 +93,7 @@ class _Writer:
 
     def graph_proto(self) -> typing.Any:
         inputs = [self._interface(i, "in") for i in self.graph.inputs]
-        for operator in self.graph.operators:
-            getattr(self, f"_{type(operator).__name__.lower()}")(operator)
+        write_each(self, self.graph)
         outputs = [self._interface(i, "out") for i in self.graph.outputs]
         return self.helper.make_graph(self.nodes, "jqz", inputs, outputs, self.constants)
 
@@ -156,24 +167,40 @@ class _Writer:
 
     # --- operators ----------------------------------------------------------------------------------------------------
 
-    def _convert(self, op: g.Convert) -> None:
+    def _on_convert(self, op: g.Convert) -> None:
         self._made(op, self._value(op.inputs[0]))
 
+    def _decoded(self, codes: np.ndarray, limit: int, scale: np.ndarray, axis: int) -> str:
+        """Weights: in half a byte each where they fit."""
+        if is_half(limit):
+            int4, names = self.helper.TensorProto.INT4, (self._name("c"), self._name("c"))
+            for name, numbers in zip(names, (codes, np.zeros(len(scale), np.int8)), strict=True):
+                raw = nibbles(numbers).tobytes()
+                self.constants.append(self.helper.make_tensor(name, int4, numbers.shape, raw, raw=True))
+        else:
+            names = self._constant(codes), self._constant(np.zeros(len(scale), np.int8))
+        return self._node("DequantizeLinear", [names[0], self._constant(scale), names[1]], axis=axis)
+
     def _weights(self, op: typing.Any, order: Order) -> list[str]:
+        axis = order.index(0)
         if self.graph.tensors[op.inputs[0]].grid is None:
-            return [self._constant(op.codes.transpose(order)), self._constant(op.bias)]
+            values, scale, bias = real_weights(op)
+            weight = values.transpose(order)
+            if values.dtype == np.int8:
+                return [self._decoded(weight, op.limit, scale, axis), self._constant(bias)]
+            name = self._constant(weight)
+            real = name if values.dtype == np.float32 else self._node("Cast", [name], to=self.helper.TensorProto.FLOAT)
+            return [real, self._constant(bias)]
         source, target = (np.float32(self.graph.tensors[i].grid.scale) for i in (op.inputs[0], op.result))
         codes, scale, bias = sound_weights(op, source, target)
-        axis, moved = order.index(0), codes.transpose(order)
-        zeros = self._constant(np.zeros(len(scale), np.int8))
-        weight = self._node("DequantizeLinear", [self._constant(moved), self._constant(scale), zeros], axis=axis)
+        weight = self._decoded(codes.transpose(order), op.limit, scale, axis)
         if not bias.any():
             return [weight]
         zeros = self._constant(np.zeros(len(scale), np.int32))
         steps = self._constant(np.float32(source * scale))
         return [weight, self._node("DequantizeLinear", [self._constant(bias), steps, zeros], axis=0)]
 
-    def _convolution(self, op: g.Convolution) -> None:
+    def _on_convolution(self, op: g.Convolution) -> None:
         (top, bottom), (left, right) = op.padding
         settings: dict[str, typing.Any] = {
             "strides": op.strides, "dilations": op.dilation, "pads": (top, left, bottom, right), "group": op.groups,
@@ -182,7 +209,7 @@ class _Writer:
         inputs = [self._value(op.inputs[0], True), *self._weights(op, (0, 3, 1, 2))]
         self._made(op, self._node("Conv", inputs, **settings), True)
 
-    def _dense(self, op: g.Dense) -> None:
+    def _on_dense(self, op: g.Dense) -> None:
         x, (weight, *bias) = self._value(op.inputs[0]), self._weights(op, (1, 0))
         if len(self.graph.tensors[op.result].shape) == 2:
             self._made(op, self._node("Gemm", [x, weight, *bias]))
@@ -190,11 +217,11 @@ class _Writer:
         product = self._node("MatMul", [x, weight])
         self._made(op, self._node("Add", [product, *bias]) if bias else product)
 
-    def _add(self, op: g.Add) -> None:
+    def _on_add(self, op: g.Add) -> None:
         first = all((i, True) in self.values for i in op.inputs)
         self._made(op, self._node("Add", [self._value(i, first) for i in op.inputs]), first)
 
-    def _sum(self, op: g.Sum) -> None:
+    def _on_sum(self, op: g.Sum) -> None:
         shape = self.graph.tensors[op.inputs[0]].shape
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
         keeps = len(self.graph.tensors[op.result].shape) == len(shape)
@@ -206,7 +233,7 @@ class _Writer:
         axes = self._constant(np.array(op.axes, np.int64))
         self._made(op, self._node(kind, [self._value(op.inputs[0]), axes], keepdims=int(keeps)))
 
-    def _sumpool(self, op: g.SumPool) -> None:
+    def _on_sumpool(self, op: g.SumPool) -> None:
         x = self._value(op.inputs[0], True)
         settings: dict[str, typing.Any] = {"kernel_shape": op.window, "strides": op.strides}
         if self.graph.tensors[op.inputs[0]].grid is not None:
@@ -221,7 +248,7 @@ class _Writer:
         else:
             raise ValueError("onnx: sums over windows in float32 have no operator. Use means.")
 
-    def _maxpool(self, op: g.MaxPool) -> None:
+    def _on_maxpool(self, op: g.MaxPool) -> None:
         (top, bottom), (left, right) = op.padding
         settings: dict[str, typing.Any] = {
             "kernel_shape": op.window,
@@ -230,19 +257,19 @@ class _Writer:
         }
         self._made(op, self._node("MaxPool", [self._value(op.inputs[0], True)], **settings), True)
 
-    def _reshape(self, op: g.Reshape) -> None:
+    def _on_reshape(self, op: g.Reshape) -> None:
         shape, first = self.graph.tensors[op.result].shape, self.graph.tensors[op.inputs[0]].shape[:1]
         wanted = np.array([0, *shape[1:]] if shape[:1] == first else shape, np.int64)
         self._made(op, self._node("Reshape", [self._value(op.inputs[0]), self._constant(wanted)]))
 
-    def _transpose(self, op: g.Transpose) -> None:
+    def _on_transpose(self, op: g.Transpose) -> None:
         self._made(op, self._node("Transpose", [self._value(op.inputs[0])], perm=op.permutation))
 
-    def _pad(self, op: g.Pad) -> None:
+    def _on_pad(self, op: g.Pad) -> None:
         pads = self._constant(np.array([low for low, _ in op.padding] + [high for _, high in op.padding], np.int64))
         self._made(op, self._node("Pad", [self._value(op.inputs[0]), pads, self._constant(np.float32(0))]))
 
-    def _slice(self, op: g.Slice) -> None:
+    def _on_slice(self, op: g.Slice) -> None:
         axes = [axis for axis, ends in enumerate(zip(op.start, op.limit, op.strides, strict=True))
                 if ends != (0, self.graph.tensors[op.inputs[0]].shape[axis], 1)]  # fmt: skip
         parts = (
@@ -250,12 +277,28 @@ class _Writer:
         )
         self._made(op, self._node("Slice", [self._value(op.inputs[0]), *map(self._constant, parts)]))
 
-    def _concatenate(self, op: g.Concatenate) -> None:
+    def _on_concatenate(self, op: g.Concatenate) -> None:
         self._made(op, self._node("Concat", [self._value(i) for i in op.inputs], axis=op.axis))
 
-    def _softmax(self, op: g.Softmax) -> None:
+    def _on_softmax(self, op: g.Softmax) -> None:
         self._made(op, self._node("Softmax", [self._value(op.inputs[0])], axis=-1))
 
-    def _function(self, op: g.Function) -> None:
-        kind = {"tanh": "Tanh", "logistic": "Sigmoid"}[op.name]
-        self._made(op, self._node(kind, [self._value(op.inputs[0])]))
+    def _on_matmul(self, op: g.MatMul) -> None:
+        self._made(op, self._node("MatMul", [self._value(i) for i in op.inputs]))
+
+    def _on_constant(self, op: g.Constant) -> None:
+        self.values[op.result, False] = self._constant(op.values)
+
+    def _on_function(self, op: g.Function) -> None:
+        inputs = [self._value(i) for i in op.inputs]
+        if op.name == "clamp":
+            low, x, high = inputs
+            value = self._node("Min", [self._node("Max", [x, low]), high])
+        elif op.name == "select_n":
+            which, *cases = inputs
+            value = self._node("Where", [which, *reversed(cases)])
+        elif op.name == "rsqrt":
+            value = self._node("Reciprocal", [self._node("Sqrt", inputs)])
+        else:
+            value = self._node(_FUNCTIONS[op.name], inputs)
+        self._made(op, value)

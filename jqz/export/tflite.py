@@ -5,23 +5,23 @@ import typing
 import numpy as np
 
 from jqz import _graph as g
-from jqz._complete import complete
-from jqz._operators import graph_of
+from jqz._litert import FUNCTIONS, VERSIONS, sharing
 from jqz._runtime import (
     Integers,
     Interface,
     Numbers,
     Values,
-    as_codes,
     bounds,
     clip_codes,
     code_of,
     inner_tensors,
+    is_half,
     is_mean,
+    nibbles,
+    real_weights,
     sound_weights,
 )
-
-_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "SPACE_TO_DEPTH": 2}
+from jqz._target import target_graph, write_each
 
 
 def tflite(
@@ -31,14 +31,20 @@ def tflite(
 
     The file computes what ``complete(net, example)`` computes, with its ``requant=jqz.requant.XNNPACK()``: bit for
     bit where LiteRT runs on XNNPACK, its default; and with ``Gemmlowp()`` where it runs its reference kernels.
-    ``float32`` inputs are coded by an operator of the runtime, whose division may differ in the last place.
+    ``float32`` inputs are coded by an operator of the runtime, whose division may differ in the last place. What no
+    operator on codes computes (functions, quotients, normalization, products of two activations) is float32 between
+    codes on both sides, to the last places of a function: a code may differ by a step where that decides a tie.
 
-    Use it for phones, boards and microcontrollers. A function that is no chain of operators is refused: sort, loops,
-    products of two activations.
+    The policy that the net was converted with says what is stored. Weights of at most 4 bits take half a byte each:
+    LiteRT's reference kernels know them all, while XNNPACK leaves them to kernels that round by other rules, a step
+    or two apart. With no ``inputs`` activations are float32, and LiteRT decodes the weights when it loads the file:
+    int8, int4, float16 where that holds a weight exactly, as ``Float(Float16())`` makes them, and float32 else.
+
+    Use it for phones, boards and microcontrollers. A function that is no chain of operators is refused: sort, loops.
 
     Args:
       net: from ``convert``, with ``inputs=Asymmetric(bits=8)`` and weights with integers about zero, such as
-        ``Symmetric(bits=8, granularity=PerAxis(-1))``.
+        ``Symmetric(bits=8, granularity=PerAxis(-1))``; or without ``inputs`` and with any weights.
       example: an input, or a tuple of arguments: its shape is the file's, and it calibrates what ``complete`` adds
         unless the net is complete.
       interface: ``Values()``: float32 in and out; ``Codes()``: int8.
@@ -61,25 +67,11 @@ def tflite(
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
         raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
-    graph = numbers.of(as_codes(graph_of(complete(net, example), example), interface))
+    graph = target_graph(net, example, interface, numbers, without={"erf"})
     writer = _Writer(schema, graph)
-    builder = _sharing(flatbuffers.Builder)(1 << 20)
+    builder = sharing(flatbuffers.Builder)(1 << 20)
     builder.Finish(writer.model().Pack(builder), b"TFL3")
     return bytes(builder.Output())
-
-
-def _sharing(kind: typing.Any) -> typing.Any:
-    """A builder that writes equal vectors of numbers once: zero points, above all, are 8 bytes a channel."""
-
-    class Sharing(kind):
-        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802
-            known = self.__dict__.setdefault("vectors", {})
-            key = x.dtype.str, x.tobytes()
-            if key not in known:
-                known[key] = super().CreateNumpyVector(x)
-            return known[key]
-
-    return Sharing
 
 
 class _Writer:
@@ -88,12 +80,15 @@ class _Writer:
         self.buffers, self.tensors, self.operators = [self._buffer(None)], [], []
         self.kinds: list[str] = []
         self.constants: dict[typing.Any, int] = {}
-        self.numbers = {i: self._tensor(graph.tensors[i].shape, graph.tensors[i].grid) for i in inner_tensors(graph)}
+        made = {op.result for op in graph.operators if isinstance(op, g.Constant)}
+        self.numbers = {
+            i: self._tensor(tensor.shape, tensor.grid, "BOOL" if tensor.boolean else "INT8")
+            for i, tensor in ((i, graph.tensors[i]) for i in inner_tensors(graph) if i not in made)
+        }
 
     def model(self) -> typing.Any:
         schema = self.schema
-        for operator in self.graph.operators:
-            getattr(self, f"_{type(operator).__name__.lower()}")(operator)
+        write_each(self, self.graph)
         subgraph = schema.SubGraphT()
         subgraph.tensors, subgraph.operators, subgraph.name = self.tensors, self.operators, b"main"
         subgraph.inputs = [self.numbers[i] for i in self.graph.inputs]
@@ -105,9 +100,7 @@ class _Writer:
 
     def _code(self, kind: str) -> typing.Any:
         code, number = self.schema.OperatorCodeT(), getattr(self.schema.BuiltinOperator, kind)
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), _VERSIONS.get(kind, 2)
-        if kind in ("RESHAPE", "SOFTMAX", "TANH", "LOGISTIC", "SUM"):
-            code.version = 1
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), VERSIONS.get(kind, 2)
         return code
 
     def _buffer(self, data: np.ndarray | None) -> typing.Any:
@@ -137,12 +130,19 @@ class _Writer:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
+    def _codes(self, codes: np.ndarray, limit: int, scales: np.ndarray, axis: int) -> int:
+        """Weights: in half a byte each where they fit."""
+        if not is_half(limit):
+            return self._constant(codes, scales, axis)
+        self.buffers.append(self._buffer(nibbles(codes)))
+        return self._tensor(codes.shape, None, "INT4", len(self.buffers) - 1, scales, axis)
+
     def _constant(self, array: np.ndarray, scales: np.ndarray | None = None, axis: int = 0) -> int:
         array = np.asarray(array)
         key = (array.dtype.name, array.shape, array.tobytes()) if array.dtype == np.int32 and scales is None else None
         if key is None or key not in self.constants:
             self.buffers.append(self._buffer(array))
-            dtype = {"int8": "INT8", "int32": "INT32", "float32": "FLOAT32"}[array.dtype.name]
+            dtype = array.dtype.name.upper()
             index = self._tensor(array.shape, None, dtype, len(self.buffers) - 1, scales, axis)
             if key is None:
                 return index
@@ -202,7 +202,7 @@ class _Writer:
         for (kind, end), source, target in zip(later, targets[:-1], targets[1:], strict=True):
             self._operator(kind, [source, self._number(end, grid)], target, "MaximumMinimumOptions")
 
-    def _convert(self, op: g.Convert) -> None:
+    def _on_convert(self, op: g.Convert) -> None:
         source, target = self._grid(op.inputs[0]), self._grid(op.result)
         if target is None:
             self._operator("DEQUANTIZE", [self.numbers[op.inputs[0]]], self.numbers[op.result], "DequantizeOptions")
@@ -213,10 +213,17 @@ class _Writer:
 
     def _weights(self, op: g.Convolution | g.Dense, order: tuple[int, ...], axis: int) -> list[int]:
         if self._grid(op.inputs[0]) is None:
-            return [self._constant(op.codes.transpose(order)), self._constant(op.bias)]
+            values, scale, bias = real_weights(op)
+            weight = values.transpose(order)
+            if weight.dtype == np.float32:
+                return [self._constant(weight), self._constant(bias)]
+            decoded, coded = self._tensor(weight.shape, None), weight.dtype == np.int8
+            stored = self._codes(weight, op.limit, scale, axis) if coded else self._constant(weight)
+            self._operator("DEQUANTIZE", [stored], decoded, "DequantizeOptions")
+            return [decoded, self._constant(bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
         scales = np.asarray(self._scale(op.inputs[0]) * scale)
-        return [self._constant(codes.transpose(order), scale, axis), self._constant(bias, scales)]
+        return [self._codes(codes.transpose(order), op.limit, scale, axis), self._constant(bias, scales)]
 
     def _padded(self, op: typing.Any, window: typing.Sequence[int], dilation: typing.Sequence[int]) -> tuple[int, int]:
         """The input, padded by an operator if need be, and the kind of padding that is left."""
@@ -241,7 +248,7 @@ class _Writer:
             self._operator("PAD", [x, self._constant(np.array(config, np.int32))], target, "PadOptions")
         return target, kinds.VALID
 
-    def _convolution(self, op: g.Convolution) -> None:
+    def _on_convolution(self, op: g.Convolution) -> None:
         x, padding = self._padded(op, op.codes.shape[1:3], op.dilation)
         settings: dict[str, typing.Any] = {
             "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
@@ -255,7 +262,7 @@ class _Writer:
         else:
             self._finished(op, "CONV_2D", [x, *self._weights(op, (0, 1, 2, 3), 0)], "Conv2DOptions", **settings)
 
-    def _dense(self, op: g.Dense) -> None:
+    def _on_dense(self, op: g.Dense) -> None:
         """A matrix with one scale as such, one with many as a convolution of single pixels.
 
         LiteRT specifies many scales for the latter alone, and other runtimes of its files keep to that.
@@ -285,17 +292,17 @@ class _Writer:
         self.numbers[op.result] = final
         self._reshaped(result, (-1, outs) if len(shape) == 2 else shape, final)
 
-    def _add(self, op: g.Add) -> None:
+    def _on_add(self, op: g.Add) -> None:
         self._finished(op, "ADD", [self.numbers[i] for i in op.inputs], "AddOptions")
 
-    def _sum(self, op: g.Sum) -> None:
+    def _on_sum(self, op: g.Sum) -> None:
         shape = self.graph.tensors[op.inputs[0]].shape
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.axes, np.int32))]
         keeps = len(self.graph.tensors[op.result].shape) == len(shape)
         self._finished(op, "MEAN" if mean else "SUM", inputs, "ReducerOptions", keepDims=keeps)
 
-    def _sumpool(self, op: g.SumPool) -> None:
+    def _on_sumpool(self, op: g.SumPool) -> None:
         grid, source = self._grid(op.result), self.numbers[op.inputs[0]]
         settings = {"padding": self.schema.Padding.VALID, "strideH": op.strides[0], "strideW": op.strides[1]}
         if grid is None:
@@ -312,7 +319,7 @@ class _Writer:
         settings |= {"depthMultiplier": 1, "dilationHFactor": 1, "dilationWFactor": 1}
         self._finished(op, "DEPTHWISE_CONV_2D", [source, ones, bias], "DepthwiseConv2DOptions", **settings)
 
-    def _maxpool(self, op: g.MaxPool) -> None:
+    def _on_maxpool(self, op: g.MaxPool) -> None:
         x, padding = self._padded(op, op.window, (1, 1))
         settings: dict[str, typing.Any] = {
             "padding": padding, "strideH": op.strides[0], "strideW": op.strides[1],
@@ -320,7 +327,7 @@ class _Writer:
         }  # fmt: skip
         self._operator("MAX_POOL_2D", [x], self.numbers[op.result], "Pool2DOptions", **settings)
 
-    def _reshape(self, op: g.Reshape) -> None:
+    def _on_reshape(self, op: g.Reshape) -> None:
         shape, first = self.graph.tensors[op.result].shape, self.graph.tensors[op.inputs[0]].shape[:1]
         wanted = (-1, *shape[1:]) if shape[:1] == first else shape
         self._reshaped(self.numbers[op.inputs[0]], wanted, self.numbers[op.result])
@@ -329,25 +336,45 @@ class _Writer:
         numbers = np.array(shape, np.int32)
         self._operator("RESHAPE", [source, self._constant(numbers)], target, "ReshapeOptions", newShape=numbers)
 
-    def _transpose(self, op: g.Transpose) -> None:
+    def _on_transpose(self, op: g.Transpose) -> None:
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.permutation, np.int32))]
         self._operator("TRANSPOSE", inputs, self.numbers[op.result], "TransposeOptions")
 
-    def _pad(self, op: g.Pad) -> None:
+    def _on_pad(self, op: g.Pad) -> None:
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.padding, np.int32))]
         self._operator("PAD", inputs, self.numbers[op.result], "PadOptions")
 
-    def _slice(self, op: g.Slice) -> None:
+    def _on_slice(self, op: g.Slice) -> None:
         ends = (self._constant(np.array(end, np.int32)) for end in (op.start, op.limit, op.strides))
         inputs = [self.numbers[op.inputs[0]], *ends]
         self._operator("STRIDED_SLICE", inputs, self.numbers[op.result], "StridedSliceOptions")
 
-    def _concatenate(self, op: g.Concatenate) -> None:
+    def _on_concatenate(self, op: g.Concatenate) -> None:
         inputs = [self.numbers[i] for i in op.inputs]
         self._operator("CONCATENATION", inputs, self.numbers[op.result], "ConcatenationOptions", axis=op.axis)
 
-    def _softmax(self, op: g.Softmax) -> None:
+    def _on_softmax(self, op: g.Softmax) -> None:
         self._operator("SOFTMAX", [self.numbers[op.inputs[0]]], self.numbers[op.result], "SoftmaxOptions", beta=1.0)
 
-    def _function(self, op: g.Function) -> None:
-        self._operator(op.name.upper(), [self.numbers[op.inputs[0]]], self.numbers[op.result])
+    def _on_matmul(self, op: g.MatMul) -> None:
+        self._operator("BATCH_MATMUL", [self.numbers[i] for i in op.inputs], self.numbers[op.result],
+                       "BatchMatMulOptions")  # fmt: skip
+
+    def _on_constant(self, op: g.Constant) -> None:
+        self.numbers[op.result] = self._constant(np.asarray(op.values))
+
+    def _on_function(self, op: g.Function) -> None:
+        inputs, result = [self.numbers[i] for i in op.inputs], self.numbers[op.result]
+        if op.name == "clamp":
+            low, x, high = inputs
+            above = self._tensor(self.graph.tensors[op.result].shape, None)
+            self._operator("MAXIMUM", [x, low], above, "MaximumMinimumOptions")
+            self._operator("MINIMUM", [above, high], result, "MaximumMinimumOptions")
+        elif op.name == "select_n":
+            which, *cases = inputs
+            self._operator("SELECT_V2", [which, *reversed(cases)], result, "SelectV2Options")
+        else:
+            kind = FUNCTIONS[op.name]
+            name = {"MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum"}.get(kind, kind.title().replace("_", ""))
+            known = hasattr(self.schema, f"{name}OptionsT")
+            self._operator(kind, inputs, result, f"{name}Options" if known else None)

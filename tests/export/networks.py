@@ -58,7 +58,40 @@ def branches(params, x):
     return jax.nn.sigmoid(padded + (x @ params["d/kernel"])), jnp.minimum(a @ params["e/kernel"], 2.0)
 
 
-def _filled(shapes):
+def functions(params, x):
+    """Functions of numbers, each between two products: gelu, silu, hard swish, leaky relu, powers and quotients."""
+    kinds = (jax.nn.gelu, jax.nn.silu, jax.nn.hard_swish, jax.nn.leaky_relu, lambda y: y / (1 + jnp.abs(y)) ** 2,
+             lambda y: jnp.exp(-jnp.square(y)) - jnp.sqrt(jnp.log(jnp.maximum(2 - y, 0) + 1.5)))  # fmt: skip
+    for kind, name in zip(kinds, "abcdef", strict=True):
+        x = kind(x @ params[f"{name}/kernel"])
+    return jax.nn.relu(x @ params["float"] @ params["g/kernel"]) @ params["float"]  # which is not coded
+
+
+def transformer(params, x):
+    """Layer norm, attention over heads, a residual stream, a gate, a difference of products."""
+
+    def normalized(x):
+        x = x - x.mean(-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * params["scale"][None, None]
+
+    y = normalized(x @ params["a/kernel"])
+    q, k, v = (
+        (y @ params[f"{name}/kernel"]).reshape(*y.shape[:2], 2, 4).transpose(0, 2, 1, 3) for name in ("q", "k", "v")
+    )
+    scores = jnp.where(jnp.tril(jnp.ones((4, 4), bool))[None, None], q @ k.transpose(0, 1, 3, 2) / 2, -1e9)
+    mixed = (jax.nn.softmax(scores) @ v).transpose(0, 2, 1, 3).reshape(y.shape)
+    y = y + mixed @ params["b/kernel"]
+    z = normalized(y)
+    return y + (jax.nn.sigmoid(z @ params["c/kernel"]) * (z @ params["d/kernel"])), (x @ params["e/kernel"]) - y
+
+
+def resized(params, x):
+    """Bilinear resizing, which is products with matrices of its own."""
+    x = jax.nn.relu(x @ params["a/kernel"])
+    return jax.image.resize(x, (x.shape[0], 6, 5, 3), "bilinear") @ params["b/kernel"]
+
+
+def filled(shapes):
     rng = np.random.default_rng(7)
 
     def fill(path, leaf):
@@ -72,19 +105,19 @@ def _filled(shapes):
 
 
 def _mobile():
-    variables = _filled(jax.eval_shape(Mobile().init, jax.random.key(0), jnp.ones((1, 12, 12, 3))))
+    variables = filled(jax.eval_shape(Mobile().init, jax.random.key(0), jnp.ones((1, 12, 12, 3))))
     scale = variables["params"]["BatchNorm_1"]["scale"]
     variables["params"]["BatchNorm_1"]["scale"] = scale.at[0].set(0).at[1].multiply(-1)
     return Mobile().apply, variables, (12, 12, 3)
 
 
-def _kernels(**shapes):
-    return _filled({name.replace("_", "/"): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
+def kernels(**shapes):
+    return filled({name.replace("_", "/"): jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()})
 
 
 def _nnx():
     graph, state = nnx.split(nnx.eval_shape(lambda: nnx.Linear(6, 7, rngs=nnx.Rngs(0))))
-    return lambda state, x: jax.nn.relu(nnx.merge(graph, state)(x)), _filled(state), (6,)
+    return lambda state, x: jax.nn.relu(nnx.merge(graph, state)(x)), filled(state), (6,)
 
 
 def _means():
@@ -104,16 +137,23 @@ NETWORKS: dict[str, typing.Callable] = {
     "mobile": _mobile,
     "lenet": lambda: (
         lenet,
-        _kernels(a_kernel=(3, 3, 2, 6), a_bias=(6,), b_kernel=(2, 2, 6, 4), c_kernel=(16, 9), d_kernel=(9, 5)),
+        kernels(a_kernel=(3, 3, 2, 6), a_bias=(6,), b_kernel=(2, 2, 6, 4), c_kernel=(16, 9), d_kernel=(9, 5)),
         (2, 10, 10),
     ),
     "branches": lambda: (
         branches,
-        _kernels(
+        kernels(
             a_kernel=(8, 6), b_kernel=(8, 4), c_kernel=(10, 3), c_bias=(3,), d_kernel=(8, 3), e_kernel=(6, 3)
         ),
         (4, 8),
     ),
+    "functions": lambda: (functions, kernels(float=(9, 9), **{f"{name}_kernel": (9, 9) for name in "abcdefg"}), (9,)),
+    "transformer": lambda: (
+        transformer,
+        kernels(scale=(8,), **{f"{name}_kernel": (8, 8) for name in "abcdeqkv"}),
+        (4, 8),
+    ),
+    "resized": lambda: (resized, kernels(a_kernel=(2, 3), b_kernel=(3, 5)), (4, 4, 2)),
     "nnx": _nnx,
     "means": _means,
 }  # fmt: skip
@@ -132,6 +172,43 @@ def case(name):
         x = np.random.default_rng(3).standard_normal((40, *x)).astype(np.float32)
     net = jqz.export.complete(jqz.convert(fn, variables, [x[:20]], POLICY), x[:20])
     return Case(net, x)
+
+
+#: Schemes of weights, and the bytes that a kernel's value takes in a file.
+FORMATS = {
+    "float32": (None, 4),
+    "float16": (jqz.Float(jqz.schemes.Float16()), 2),
+    "int8": (jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1)), 1),
+    "int4": (jqz.Symmetric(bits=4, granularity=jqz.PerAxis(-1)), 0.5),
+}
+
+
+@functools.cache
+def weights_only(name):
+    """A dense net and a convolution whose weights alone are coded, and inputs."""
+
+    def fn(params, x):
+        spec = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(x, params["a/kernel"], (1, 1), "SAME", dimension_numbers=spec)
+        y = jax.nn.relu(y + params["a/bias"][None, None, None]).reshape(x.shape[0], -1) @ params["b/kernel"]
+        return jax.nn.gelu(y - y.mean(-1, keepdims=True)) @ params["c/kernel"]
+
+    params = kernels(a_kernel=(3, 3, 2, 8), a_bias=(8,), b_kernel=(200, 64), c_kernel=(64, 5))
+    x = np.random.default_rng(3).standard_normal((12, 5, 5, 2)).astype(np.float32)
+    return Case(jqz.convert(fn, params, [], jqz.Policy({"**/kernel": FORMATS[name][0]})), x)
+
+
+@functools.cache
+def four_bits():
+    """A dense net on codes, with weights of 4 bits, and inputs."""
+    params = kernels(a_kernel=(64, 64), b_kernel=(64, 64))
+    x = np.random.default_rng(3).standard_normal((12, 64)).astype(np.float32)
+    policy = jqz.Policy({"**/kernel": FORMATS["int4"][0]}, inputs=jqz.Asymmetric(bits=8))
+
+    def fn(params, x):
+        return jax.nn.relu(x @ params["a/kernel"]) @ params["b/kernel"]
+
+    return Case(jqz.export.complete(jqz.convert(fn, params, [x], policy), x), x)
 
 
 @functools.cache

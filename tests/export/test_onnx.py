@@ -1,5 +1,6 @@
 """Files for ONNX Runtime against it."""
 
+import dataclasses
 import sys
 
 import jax
@@ -17,6 +18,8 @@ RULE = jqz.requant.Float32Requant(jqz.requant.IntegerBias())
 
 def session(file):
     options = onnxruntime.SessionOptions()
+    # products of float32 with coded weights in float32: by default, activations are coded on the fly
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
@@ -33,7 +36,7 @@ def test_codes_are_ours(name):
     makers = {op.result: op for op in graph.operators}
     grid = graph.tensors[first.result].grid
     codes = np.clip(np.rint(x / np.float32(grid.scale)) + int(grid.zero_point), -128, 127) + 128
-    file = jqz.export.onnx(net, x[:1], interface=jqz.export.Codes())  # any length of a batch will do
+    file = jqz.export.onnx(net, x[:2], interface=jqz.export.Codes())  # any length of a batch will do
     got, want = run(session(file), codes.astype(np.uint8)), networks.wanted(name, RULE)
     assert len(got) == len(want)
     for theirs, ours, output in zip(got, want, graph.outputs, strict=True):
@@ -42,6 +45,29 @@ def test_codes_are_ours(name):
             np.testing.assert_array_equal(theirs, np.rint(ours / np.float32(grid.scale)) + int(grid.zero_point) + 128)
         else:
             np.testing.assert_allclose(theirs, ours, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", networks.FORMATS)
+def test_weights_alone_are_coded(name):
+    net, x = networks.weights_only(name)
+    file = jqz.export.onnx(net, x[:2])
+    np.testing.assert_allclose(run(session(file), x)[0], net(x), rtol=1e-5, atol=1e-5)
+    weights = networks.FORMATS[name][1] * (3 * 3 * 2 * 8 + 200 * 64 + 64 * 5)
+    assert weights < len(file) < weights + 6_000
+
+
+def test_four_bits_are_half_a_byte():
+    net, x = networks.four_bits()
+    file = jqz.export.onnx(net, x[:2], interface=jqz.export.Codes())
+    graph, site = graph_of(net, x), net.sites["a/kernel"]
+    codes = np.asarray(site.scheme.encode(x, site.grid)).astype(np.int16) + 128
+    wanted = np.asarray(dataclasses.replace(net, requant=RULE)(x))
+    result = graph.tensors[graph.operators[-1].inputs[0]].grid
+    np.testing.assert_array_equal(
+        run(session(file), codes.astype(np.uint8))[0],
+        np.rint(wanted / np.float32(result.scale)) + int(result.zero_point) + 128,
+    )
+    assert len(file) < 64 * 64 * 2 / 2 + 5_000
 
 
 def test_values_in_and_out():

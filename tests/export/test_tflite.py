@@ -1,5 +1,6 @@
 """Files for LiteRT against its interpreter: XNNPACK and the reference kernels."""
 
+import dataclasses
 import sys
 
 import jax
@@ -70,6 +71,27 @@ def test_floats_are_the_float_function(name):
         np.testing.assert_allclose(theirs, ours, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", networks.FORMATS)
+def test_weights_alone_are_coded(name):
+    net, x = networks.weights_only(name)
+    file = jqz.export.tflite(net, x)
+    np.testing.assert_allclose(litert(file, x)[0][0], net(x), rtol=1e-5, atol=1e-5)
+    weights = networks.FORMATS[name][1] * (3 * 3 * 2 * 8 + 200 * 64 + 64 * 5)
+    assert weights < len(file) < weights + 6_000
+
+
+def test_four_bits_are_half_a_byte():
+    net, x = networks.four_bits()
+    file = jqz.export.tflite(net, x, interface=jqz.export.Codes())
+    wanted = np.asarray(dataclasses.replace(net, requant=jqz.Gemmlowp())(x))
+    (theirs,), ((scale, zero_point),) = litert(file, input_codes(file, x), OpResolverType.BUILTIN_REF)
+    codes = np.rint(wanted / np.float32(scale)) + zero_point
+    np.testing.assert_array_equal(theirs, codes)
+    (theirs,), _ = litert(file, input_codes(file, x))  # its own kernels, where XNNPACK has none
+    assert np.abs(theirs - codes).max() <= 2
+    assert len(file) < 64 * 64 * 2 / 2 + 5_000
+
+
 def test_weights_take_a_byte_each():
     net, x = networks.case("mobile")
     codes = sum(leaf.codes.size for leaf in _qtensors(net.qparams))
@@ -88,9 +110,12 @@ def test_without_the_extra(monkeypatch):
         jqz.export.tflite(net, x)
 
 
-def refused(fn, weight_scheme=None, **params):
+ASYMMETRIC = jqz.Asymmetric(bits=8)
+
+
+def refused(fn, weight_scheme=None, inputs=ASYMMETRIC, **params):
     """The message for a function that has no operators."""
-    policy = jqz.Policy(weight_scheme or jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    policy = jqz.Policy(weight_scheme or jqz.Symmetric(bits=8), inputs=inputs)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6)), jnp.float32)
     net = jqz.convert(fn, {"w": jnp.eye(6), **params}, [x], policy)
     with pytest.raises(ValueError, match="export: ") as caught:
@@ -102,6 +127,13 @@ def test_refusals_name_the_equation_and_its_line():
     message = refused(lambda params, x: jnp.sort(x @ params["w"]))
     assert message.startswith("export: sort of (4, 6) at ")
     assert "test_tflite.py:" in message
-    assert "mul" in refused(lambda params, x: (x @ params["w"]) * jnp.tanh(x @ params["w"]))
+    assert refused(lambda params, x: (x @ params["w"])[::-1]).startswith("export: rev of (4, 6) at ")
+    assert "erf of (4, 6) at " in refused(lambda params, x: jax.lax.erf(x @ params["w"]))
+    assert "an input in float32 meets codes" in refused(lambda params, x: (x * 2) * (x @ params["w"]))
+    assert "mul of (4, 6), " in refused(lambda params, x: (x @ params["w"] + x) * 0.5)
+    message = refused(
+        lambda params, x: (x @ params["w"]) @ (x @ params["w"]).T, inputs={"**/(dot*)": ASYMMETRIC, "**": ASYMMETRIC}
+    )
+    assert "Leave '(dot lhs)' out of inputs" in message
     assert "Use Symmetric(bits=8" in refused(lambda params, x: x @ params["w"], jqz.Asymmetric(bits=8))
     assert "PerAxis(1)" in refused(lambda params, x: x @ params["w"], jqz.Symmetric(bits=8, granularity=jqz.PerAxis(0)))

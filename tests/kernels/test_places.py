@@ -9,6 +9,7 @@ import pytest
 
 import jqz
 import jqz.export
+from jqz.kernels import places
 
 POLICY = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((6, 6)), jnp.float32)}
@@ -55,6 +56,43 @@ def test_reductions_read_codes(fn):
     wanted = on_grid(net, "(result)", wanted) if "(result)" in net.sites else wanted
     step = grid(net, "(result)" if "(result)" in net.sites else name)[0]
     assert np.abs(np.asarray(net(X)) - wanted).max() < 0.01 * step
+
+
+def _normalized(y):
+    y = y - y.mean(-1, keepdims=True)
+    return y / jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("fn", "names"),
+    [
+        (jax.nn.silu, ["(jit)"]),
+        (jax.nn.leaky_relu, ["(jit)"]),
+        (lambda y: 1 / (y + 9), ["(div rhs)"]),
+        (_normalized, ["(reduce_sum)"]),
+        (lambda y: y @ y.T, ["(product lhs)", "(product rhs)"]),
+    ],
+    ids=["silu", "leaky_relu", "quotient", "normalization", "product"],
+)
+def test_what_has_no_operator_on_codes_reads_codes_and_stays_float(fn, names):
+    net = complete(lambda params, x: fn(x @ params["a"]))
+    assert [name for name in net.sites if name != "a"] == names
+    shift = 9 if names == ["(div rhs)"] else 0
+    product = dataclasses.replace(net, fn=lambda params, x: x @ params["a"] + shift, sites={"a": net.sites["a"]})(X)
+    coded = jnp.asarray(on_grid(net, names[0], product) - shift, jnp.float32)
+    np.testing.assert_allclose(net(X), fn(coded), rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(net(X)) - np.asarray(fn(product - shift))).max() > 1e-4  # it was rounded, once
+
+
+def test_codes_themselves_are_scaled_in_float32():
+    net = complete(lambda params, x: (x @ params["a"], 3 * x + 1))
+    np.testing.assert_allclose(net(X)[1], 3 * on_grid(net, "a", X) + 1, atol=1e-5)
+    assert sorted(net.sites) == ["(result)", "a"]
+
+
+def test_products_on_codes_are_no_places():
+    names = {"(dot lhs)": False, "a/(ragged dot rhs)#2": False, "(product lhs)": True, "b/(result)": True, "a/b": False}
+    assert {name: places.is_place(name) for name in names} == names
 
 
 def test_moved_codes_keep_their_grid():

@@ -1,0 +1,30 @@
+"""From a net to the operators that a file holds."""
+
+import typing
+from collections.abc import Container
+
+from jqz import _graph as g
+from jqz._complete import complete
+from jqz._operators import graph_of
+from jqz._runtime import Integers, Interface, Numbers, as_codes, narrow
+
+
+def target_graph(
+    net: typing.Any,
+    example: typing.Any,
+    interface: Interface,
+    numbers: Numbers = Integers(),
+    without: Container[str] = (),
+) -> g.Graph:
+    """The operators of a net once it is complete, with the interface and on the numbers that a file is to have.
+
+    ``without`` are primitives that the target does not compute, refused where they stand, and ``"float32"`` if it
+    computes on codes alone.
+    """
+    return narrow(numbers.of(as_codes(graph_of(complete(net, example), example, without), interface)))
+
+
+def write_each(writer: typing.Any, graph: g.Graph) -> None:
+    """Hands each operator to the writer's method of its name, such as ``_on_maxpool``."""
+    for operator in graph.operators:
+        getattr(writer, f"_on_{type(operator).__name__.lower()}")(operator)
