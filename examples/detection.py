@@ -9,6 +9,7 @@ Use: python examples/detection.py --net shapes --show boxes.png
 """
 
 import argparse
+import functools
 import pathlib
 import typing
 
@@ -22,7 +23,6 @@ import jqz
 from jqz.algorithms import heads, layers, only
 
 CACHE = pathlib.Path.home() / ".cache" / "jqz"
-OVERLAPS = np.arange(0.5, 1, 0.05)
 
 
 def main():
@@ -35,14 +35,7 @@ def main():
     parser.add_argument("--show", type=pathlib.Path, metavar="PNG", help="draw the boxes of the first images")
     parser.add_argument("--cache", type=pathlib.Path, default=CACHE, help=f"where downloads are kept (default {CACHE})")
     arguments = parser.parse_args()
-    if arguments.net == "faces":
-        model, wanted = detector.Detector(), None
-        variables, photographs = detector.faces(arguments.cache)
-        images = detector.squares(photographs, arguments.side or 416)
-    else:
-        model, side = detector.SHAPES, arguments.side or 96
-        variables = detector.train(*detector.shapes(max(arguments.steps, 32), side, seed=0), arguments.steps)
-        images, wanted = detector.shapes(arguments.images, side, seed=1)
+    model, variables, images, wanted = detector.subject(arguments)
     batches = [images[i : i + 8] for i in range(0, len(images), 8)]
 
     def found(run: typing.Callable) -> list[detector.Boxes]:
@@ -52,10 +45,7 @@ def main():
     truth = wanted or [box.surer(0.5) for box in found(lambda x: exact(variables, x))]
     everywhere, ends = layers(model.apply, variables, images[:1]), heads(model.apply, variables, images[:1])
     backbone = [path for path in everywhere if path not in ends]
-
-    def bits(count: int) -> jqz.Scheme:
-        return jqz.Symmetric(count, granularity=jqz.PerAxis(-1))
-
+    bits = functools.partial(jqz.Symmetric, granularity=jqz.PerAxis(-1))
     rows = {
         "float32": None,
         "backbone in 8 bits": only(everywhere, backbone, bits(8)),
@@ -76,10 +66,10 @@ def main():
             run = jqz.convert(model.apply, variables, batches[:2], policy)
             tree = run.qparams
         boxes = found(run)
-        sure = sum(len(box.surer(0.5).scores) for box in boxes)
-        each = [100 * detector.mean_average_precision(boxes, truth, [o]) for o in OVERLAPS]
-        table.add_row(name, f"{np.mean(each):.1f}", f"{each[0]:.1f}", str(sure), f"{jqz.size_bytes(tree):,}")
         drawn.append([box.surer(0.5) for box in boxes])
+        sure = sum(len(box.scores) for box in drawn[-1])
+        each = [100 * detector.mean_average_precision(boxes, truth, [o]) for o in np.arange(0.5, 1, 0.05)]
+        table.add_row(name, f"{np.mean(each):.1f}", f"{each[0]:.1f}", str(sure), f"{jqz.size_bytes(tree):,}")
     Console().print(table)
     if arguments.show:
         detector.draw(arguments.show, images, drawn[0], drawn[-1])

@@ -5,6 +5,7 @@ of a few anchors, where a box lies, how large it is, how sure it is of an object
 thousand, kept in 8 bits) and six photographs are those of the npm package ``@vladmandic/face-api``.
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -284,6 +285,16 @@ def train(images: np.ndarray, boxes: list[Boxes], steps: int, batch: int = 32) -
         chosen = rng.integers(len(images), size=batch)
         variables, state = step(variables, state, images[chosen], Truth(*(part[chosen] for part in wanted)))
     return variables
+
+
+def subject(chosen: argparse.Namespace) -> tuple[Detector, dict, np.ndarray, list[Boxes] | None]:
+    """A network, its variables, images, and their boxes if they are known."""
+    if chosen.net == "faces":
+        variables, photographs = faces(chosen.cache)
+        return Detector(), variables, squares(photographs, chosen.side or 416), None
+    side = chosen.side or 96
+    variables = train(*shapes(max(chosen.steps, 32), side, seed=0), chosen.steps)
+    return SHAPES, variables, *shapes(chosen.images, side, seed=1)
 
 
 def draw(path: pathlib.Path, images: np.ndarray, first: list[Boxes], second: list[Boxes], count: int = 6) -> None:
