@@ -70,9 +70,8 @@ class MobileNetV2(nn.Module):
 
 def mobilenet_v2(cache: pathlib.Path) -> dict:
     """The published weights as Linen variables."""
-    (data,) = lite0.files(WEIGHTS, ".pth", cache).values()
     tree: dict = {"params": {}, "batch_stats": {}}
-    for name, value in lite0.tensors(data).items():
+    for name, value in lite0.tensors(WEIGHTS, cache).items():
         path, _, leaf = name.rpartition(".")
         if leaf != "num_batches_tracked":
             collection, key = lite0.LEAVES[leaf]

@@ -52,6 +52,15 @@ class Count:
         self.outcomes[(*names, outcome)] += 1
 
 
+def plain(folder, rng):
+    """A sound file of each format of plain arrays; PyTorch's two as PyTorch wrote them."""
+    tree = {f"layer_{i}": {"w": rng.normal(size=(8, 32)).astype(np.float32)} for i in range(4)}
+    for suffix, room in jqz.files.FORMATS.items():
+        room.write(folder / f"plain{suffix}", tree)
+    kept = pathlib.Path(__file__).parents[1] / "tests" / "data"
+    return {path.name: path.read_bytes() for path in (*folder.glob("plain.*"), *kept.glob("torch*.pth"))}
+
+
 def fuzz(files, seed):
     """Counts by kind and outcome, seconds, and megabytes of memory before and at the most."""
     rng, count, foreign = np.random.default_rng(seed), Count(), Count()
@@ -65,17 +74,16 @@ def fuzz(files, seed):
             path.write_bytes(kind(rng, sound[rng.integers(len(sound))]))
             for read in (jqz.load, jqz.files.metadata, jqz.files.scan):
                 count.reads(read, path, kind.__name__, read.__name__)
-        for suffix, room in jqz.files.FORMATS.items():
-            path = folder / f"plain{suffix}"
-            room.write(path, {f"layer_{i}": {"w": rng.normal(size=(8, 32)).astype(np.float32)} for i in range(4)})
-            data = path.read_bytes()
+        for name, data in plain(folder, rng).items():
+            path = folder / name
+            suffix, room = path.suffix, jqz.files.format_of(path)
             for i in range(files // 10):
                 kind = (mutants.flipped, mutants.cut, mutants.stained, mutants.bomb)[i % 4]
                 path.write_bytes(kind(rng, data))
                 foreign.reads(room.read, path, suffix)
     return count.outcomes, {
         "files": files,
-        "files_of_other_formats": files // 10 * len(jqz.files.FORMATS),
+        "files_of_other_formats": sum(foreign.outcomes.values()),
         "of_which_read": sum(n for (_, outcome), n in foreign.outcomes.items() if outcome == "read"),
         "seconds": round(time.perf_counter() - started, 1),
         "slowest_read_s": round(max(count.slowest, foreign.slowest), 2),

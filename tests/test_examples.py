@@ -1,17 +1,14 @@
 """Every example runs as a script, on tiny input."""
 
-import collections
 import hashlib
 import io
 import itertools
 import json
 import pathlib
-import pickle
 import re
 import runpy
 import sys
 import tarfile
-import types
 
 import jax
 import numpy as np
@@ -182,44 +179,3 @@ def test_nnabla_nets(monkeypatch, capsys, tmp_path):
     kernels, others, channels = 9 * 4 + 4 * 10, 4 * 4 + 10, 4 + 10
     assert int(figures[1].replace(",", "")) == kernels + 4 * others + channels * (4 + 4)  # a scale, a zero point
     assert {path.name for path in tmp_path.rglob("*.npz")} == {"last.npz", "best.npz"}
-
-
-def test_weights_are_read_without_running_code_of_theirs(monkeypatch):
-    """A file in the old format of PyTorch, written here by hand; and one that asks for more than tensors."""
-    monkeypatch.syspath_prepend(str(EXAMPLES["efficientnet.py"].parent))
-    from parts import efficientnet_lite0
-
-    class Tensor:
-        def __init__(self, shape, strides):
-            self.args = (Storage(), 1, shape, strides, False, collections.OrderedDict())
-
-        def __reduce__(self):
-            return sys.modules["torch._utils"]._rebuild_tensor_v2, self.args
-
-    class Storage:
-        """The numbers of a tensor, which its pickle names and does not hold."""
-
-    for name, members in (("torch", ("FloatStorage",)), ("torch._utils", ("_rebuild_tensor_v2",))):
-        module = types.ModuleType(name)
-        for member in members:
-            function = types.FunctionType((lambda: None).__code__, {}, member)
-            function.__module__, function.__qualname__ = name, member
-            setattr(module, member, function)
-        monkeypatch.setitem(sys.modules, name, module)
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value):
-            kind = sys.modules["torch"].FloatStorage
-            return ("storage", kind, "7", "cpu", 7, None) if isinstance(value, Storage) else None
-
-    def written(described):
-        stream = io.BytesIO()
-        for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, described, ["7"]):
-            Pickler(stream, 2).dump(part)
-        stream.write(np.int64(7).tobytes() + np.arange(7, dtype=np.float32).tobytes())
-        return stream.getvalue()
-
-    read = efficientnet_lite0.tensors(written({"w": Tensor((2, 3), (1, 2))}))
-    assert read["w"].tolist() == [[1, 3, 5], [2, 4, 6]]
-    with pytest.raises(pickle.UnpicklingError, match="refused"):
-        efficientnet_lite0.tensors(written({"w": print}))

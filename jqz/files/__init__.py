@@ -9,6 +9,7 @@ safetensors    any program's tensors; views of the file
 npz            NumPy's archives
 msgpack        what ``flax.serialization.to_bytes`` writes
 gguf           llama.cpp's; its blocks of 4, 6 and 8 bits as QTensors
+pth            PyTorch's checkpoints; read only, and nothing in them is run
 =============  =========================================================
 
 They need the extra ``jqz[files]``.
@@ -18,13 +19,14 @@ import pathlib
 import types
 import typing
 
-from jqz.files import container, gguf, msgpack, npz, safetensors
+from jqz.files import container, gguf, msgpack, npz, pth, safetensors
 from jqz.files.atomic import Path
 from jqz.files.container import load, metadata, save
 from jqz.files.range_coding import Entropy
 
 __all__ = [
     "FORMATS",
+    "READABLE",
     "Entropy",
     "format_of",
     "load",
@@ -32,6 +34,7 @@ __all__ = [
     "metadata_of",
     "msgpack",
     "npz",
+    "pth",
     "safetensors",
     "save",
     "scan",
@@ -39,6 +42,9 @@ __all__ = [
 
 #: What reads and writes a file, by the end of its name.
 FORMATS: dict[str, types.ModuleType] = {".safetensors": safetensors, ".npz": npz, ".msgpack": msgpack, ".gguf": gguf}
+
+#: What reads a file, by the end of its name.
+READABLE: dict[str, types.ModuleType] = {**FORMATS, ".pth": pth, ".pt": pth}
 
 
 def format_of(path: Path) -> types.ModuleType:
@@ -52,9 +58,9 @@ def format_of(path: Path) -> types.ModuleType:
     'jqz.files.npz'
     """
     suffix = pathlib.Path(path).suffix
-    if suffix not in FORMATS:
-        raise ValueError(f"{str(path)!r} ends in {suffix!r}, wanted one of {', '.join(FORMATS)}. Rename it.")
-    return FORMATS[suffix]
+    if suffix not in READABLE:
+        raise ValueError(f"{str(path)!r} ends in {suffix!r}, wanted one of {', '.join(READABLE)}. Rename it.")
+    return READABLE[suffix]
 
 
 def scan(path: Path) -> typing.Any:
