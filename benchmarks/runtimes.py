@@ -23,6 +23,7 @@ from networks import NETWORKS
 
 import jqz
 import jqz.export
+from jqz.algorithms import layers
 
 GOALS = {"0.25-128": 486, "1.0-224": 4177}
 POLICY = jqz.Policy({"**/kernel": jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1))}, inputs=jqz.Asymmetric(bits=8))
@@ -99,18 +100,17 @@ def compare(size: str, arguments: argparse.Namespace) -> None:
     floats, codes = {"numbers": jqz.export.Floats()}, {"interface": jqz.export.Codes()}
     lite, lite_float = (jqz.export.tflite(net, images[:1], **how) for how in (codes, floats))
     onnx, onnx_float = (jqz.export.onnx(net, images[:1], **how) for how in (codes, floats))
-    threads, integer_bias = arguments.threads, jqz.requant.Float32Requant(jqz.requant.IntegerBias())
+    threads = arguments.threads
     rows = {
         "LiteRT float32": Row(len(lite_float), litert(lite_float, threads)),
         "LiteRT int8": Row(len(lite), litert(lite, threads), jqz.requant.XNNPACK()),
         "LiteRT int8, reference": Row(len(lite), litert(lite, threads, True), jqz.Gemmlowp()),
         "ONNX Runtime float32": Row(len(onnx_float), onnx_runtime(onnx_float, threads)),
-        "ONNX Runtime int8": Row(len(onnx), onnx_runtime(onnx, threads), integer_bias),
+        "ONNX Runtime int8": Row(len(onnx), onnx_runtime(onnx, threads), jqz.requant.ONNXRuntime()),
         "jqz float32, lowered": Row(None, on_jax(jax.jit(lambda x: jqz.lowered(net.fn)(values, x)))),
         "jqz int8": Row(jqz.size_bytes(net.qparams), on_jax(net)),
     }
-    scale, zero_point = (np.asarray(a).reshape(()) for a in _affine(net, "params/Conv_0/kernel"))
-    levels = np.clip(np.rint(images / scale) + zero_point, -128, 127).astype(np.int8)
+    levels = input_codes(net, images)
     unsigned = (levels.astype(np.int16) + 128).astype(np.uint8)
     inputs = {
         name: images if row.rule is None else levels if "LiteRT" in name else unsigned for name, row in rows.items()
@@ -126,6 +126,13 @@ def compare(size: str, arguments: argparse.Namespace) -> None:
         lines.append([name, kilobytes, f"{ms[name]:.2f}" if name in ms else "", bad])
     heads = ["", "KB", "ms", f"codes that differ, {arguments.images} images"]
     report.table(heads, lines, f"MobileNetV1 {size}; goal for LiteRT int8: {GOALS[size]} KB")
+
+
+def input_codes(net: typing.Any, x: np.ndarray) -> np.ndarray:
+    """The input on the grid of the first layer."""
+    first = layers(net.fn, jqz.dequantize(net.qparams), x[:1])[0]
+    scale, zero_point = (np.asarray(a).reshape(()) for a in _affine(net, first))
+    return np.clip(np.rint(x / scale) + zero_point, -128, 127).astype(np.int8)
 
 
 def _affine(net: typing.Any, name: str) -> tuple[jax.Array, jax.Array]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _graph as g
-from jqz._requant import rounded_product
+from jqz._rounding import rounded_product
 from jqz._scheme import Scheme
 from jqz._values import Lazy, Value
 from jqz._walk import Equation, Walk

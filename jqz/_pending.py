@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from jqz._fixed_point import shift_half_away
-from jqz._requant import Pair, Requant, rounded_product
+from jqz._requant import Pair, Requant, Term
+from jqz._rounding import rounded_product
 from jqz._scheme import quotient
 from jqz._values import Activation, Levels, Pending, Value
 
@@ -111,6 +112,12 @@ class OfCodes(Part):
     zero_point: jax.Array
 
 
+def _term(part: Part) -> Term:
+    assert isinstance(part, OfCodes)
+    assert not isinstance(part.integers, Waiting)
+    return Term(part.integers, part.scales[0] * part.scales[1], part.zero_point)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class OfSums(Part):
     """Sums of so many codes of a tensor each, less their zero points, with one scale."""
@@ -162,8 +169,7 @@ class Scaled(Waiting):
                     return codes
             return target.rule(first.integers, first.scales, target.scale, *bounds, offset=self.offset)
         if self.offset is None and all(isinstance(part, OfCodes) and part.scales[1].size == 1 for part in self.parts):
-            terms = [(part.integers, part.scales[0] * part.scales[1]) for part in self.parts]
-            codes = target.rule.sum(typing.cast(typing.Any, terms), target.scale, *bounds)
+            codes = target.rule.sum([_term(part) for part in self.parts], target.scale, *bounds)
             if codes is not None:
                 return codes
         if target.rule.integer or self.known:

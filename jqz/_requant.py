@@ -6,17 +6,17 @@ formed and rounded, and on about one output in a hundred to a thousand by one st
 ================== ============================================================ ==========================
 rule               acc * multiplier                                             bit-exact with
 ================== ============================================================ ==========================
-``Float32Requant`` float32 product, ties to even                                XNNPACK, ONNX Runtime, PyTorch
+``Float32Requant`` float32 product, ties to even                                PyTorch; products anywhere
 ``Gemmlowp``       31-bit integer product, then a rounding shift, ties away     LiteRT's reference kernels
 ``Ruy``            31-bit integer product, then a rounding shift, ties up       LiteRT's ruy kernels
 ``HalfAway``       float32 product, ties away from zero                         Arm NN's reference backend
+``ONNXRuntime``    as ``Float32Requant``, integer biases; sums rounded twice    ONNX Runtime, sums and means too
 ``XNNPACK``        as ``Float32Requant``, integer biases; sums in fixed point   XNNPACK, sums and means too
 ================== ============================================================ ==========================
 """
 
 import abc
 import dataclasses
-import functools
 import typing
 from collections.abc import Sequence
 
@@ -25,11 +25,23 @@ import jax.numpy as jnp
 
 from jqz import _rounding
 from jqz._fixed_point import high_multiply, integer_multiplier, shift_half_away, shift_up
+from jqz._rounding import fused_multiply_add, nearest_code, rounded_product
 from jqz._scheme import quotient
 
-__all__ = ["XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "IntegerBias", "RealBias", "Requant", "Ruy"]
+__all__ = [
+    "XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "IntegerBias", "ONNXRuntime", "RealBias", "Requant",
+    "Ruy", "Term",
+]  # fmt: skip
 
 Pair = tuple[jax.Array, jax.Array]
+
+
+class Term(typing.NamedTuple):
+    """A tensor: int32 codes less their zero point, at most 255 in magnitude; a float32 scale; the zero point."""
+
+    levels: jax.Array
+    scale: jax.Array
+    zero_point: jax.Array | int = 0
 
 
 class Bias(abc.ABC):
@@ -86,7 +98,7 @@ class Requant(abc.ABC):
 
     def sum(
         self,
-        terms: Sequence[tuple[jax.Array, jax.Array]],
+        terms: Sequence[Term],
         denominator: jax.Array,
         zero_point: jax.Array | int,
         low: jax.Array | int,
@@ -95,7 +107,7 @@ class Requant(abc.ABC):
         """int8 codes of the sum of two coded tensors where a runtime has its own way; None: in real numbers.
 
         Args:
-          terms: of each, codes less their zero point (int32, at most 255 in magnitude) and a float32 scale.
+          terms: the two tensors.
           denominator: the positive float32 scale of the result.
           zero_point: of the result.
           low: the lowest code of the result.
@@ -165,15 +177,6 @@ def _float_multiplier(numerators: Pair, denominator: jax.Array) -> jax.Array:
     return quotient(numerators[0] * numerators[1], denominator)
 
 
-def rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The product, rounded before anything is added to it.
-
-    Compilers fuse the two where they see both, so that offsets would differ in the last place between programs: and
-    with them one bias in a thousand, in steps of accumulators.
-    """
-    return jax.lax.optimization_barrier(a * b)
-
-
 class _Float32(Requant):
     """``rint(float32(acc) * float32(s_x * s_w / s_y)) + zero_point``, with one of the ways to add biases."""
 
@@ -198,26 +201,10 @@ class _Float32(Requant):
         product = product if rest is None else product + rest
         return self.of_real(product, zero_point, low, high)
 
-    def mean(
-        self,
-        sums: jax.Array,
-        count: int,
-        zeros: jax.Array | int,
-        scale: jax.Array,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
-        # as ONNX Runtime's global average pool, whose multiplier is s_in / (s_out * count)
-        return self(sums, (scale, jnp.ones_like(scale)), denominator * count, zero_point, low, high)
-
     def of_real(
         self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
     ) -> jax.Array:
-        # Clipping first keeps the number within 2**22, where adding 1.5 * 2**23 rounds to the nearest even integer
-        # and leaves it in the low bits: one addition for what rint and a conversion take several for.
-        return _nearest(x, zero_point, low, high)
+        return nearest_code(x, zero_point, low, high)
 
 
 @typing.final
@@ -233,15 +220,6 @@ class Float32Requant(_Float32):
     bias: Bias = RealBias()
 
 
-@functools.partial(jax.jit, inline=True)  # traced once for a shape
-def _nearest(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int) -> jax.Array:
-    zero = jnp.asarray(zero_point, jnp.float32)
-    bounds = jnp.asarray(low, jnp.float32) - zero, jnp.asarray(high, jnp.float32) - zero
-    magic = jnp.float32(1.5 * 2**23)
-    bits = jax.lax.bitcast_convert_type(jnp.clip(x, *bounds) + magic, jnp.int32)
-    return (bits + jnp.asarray(zero_point, jnp.int32)).astype(jnp.int8)
-
-
 @typing.final
 @dataclasses.dataclass(frozen=True)
 class XNNPACK(_Float32):
@@ -251,7 +229,8 @@ class XNNPACK(_Float32):
     the codes' sum, zero points included, and takes the zero points off in float32.
 
     >>> import jax.numpy as jnp, jqz
-    >>> terms = [(jnp.array([10, -3]), jnp.float32(0.1)), (jnp.array([4, 4]), jnp.float32(0.2))]
+    >>> pairs = (([10, -3], 0.1), ([4, 4], 0.2))
+    >>> terms = [jqz.requant.Term(jnp.array(levels), jnp.float32(scale)) for levels, scale in pairs]
     >>> jqz.requant.XNNPACK().sum(terms, jnp.float32(0.1), zero_point=0, low=-128, high=127).tolist()
     [18, 5]
     """
@@ -260,7 +239,7 @@ class XNNPACK(_Float32):
 
     def sum(
         self,
-        terms: Sequence[tuple[jax.Array, jax.Array]],
+        terms: Sequence[Term],
         denominator: jax.Array,
         zero_point: jax.Array | int,
         low: jax.Array | int,
@@ -268,10 +247,10 @@ class XNNPACK(_Float32):
     ) -> jax.Array | None:
         if len(terms) != 2:
             return None
-        ratios = [quotient(scale, denominator) for _, scale in terms]
+        ratios = [quotient(scale, denominator) for _, scale, _ in terms]
         shift = 21 - jnp.frexp(jnp.maximum(*map(jnp.abs, ratios)))[1]
         units = [jnp.round(jnp.ldexp(ratio, shift)).astype(jnp.int32) for ratio in ratios]
-        total = sum((x * unit for (x, _), unit in zip(terms, units, strict=True)), jnp.int32(1) << (shift - 1))
+        total = sum((x * unit for (x, _, _), unit in zip(terms, units, strict=True)), jnp.int32(1) << (shift - 1))
         return jnp.clip((total >> shift) + zero_point, low, high).astype(jnp.int8)
 
     def mean(
@@ -291,6 +270,50 @@ class XNNPACK(_Float32):
         offset = jnp.asarray(zero_point, jnp.float32) - rounded_product(zeros.astype(jnp.float32), multiplier)
         real = rounded_product((sums + zeros).astype(jnp.float32), multiplier) + offset
         return jnp.clip(self.nearest(real), low, high).astype(jnp.int8)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class ONNXRuntime(_Float32):
+    """As ``Float32Requant(IntegerBias())``; sums and means as ONNX Runtime's operators on uint8 codes.
+
+    A sum is ``a * s_a/s_y + (b * s_b/s_y + offset)`` of the codes as they are, each step rounded once to float32.
+    """
+
+    bias: Bias = dataclasses.field(default=IntegerBias(), init=False, repr=False)
+
+    def sum(
+        self,
+        terms: Sequence[Term],
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        if len(terms) != 2:
+            return None
+        unsigned = 128
+        zeros = [jnp.asarray(term.zero_point + unsigned, jnp.float32) for term in terms]
+        codes = [term.levels.astype(jnp.float32) + zero for term, zero in zip(terms, zeros, strict=True)]
+        ratios = [quotient(term.scale, denominator) for term in terms]
+        taken = [rounded_product(ratio, zero) for ratio, zero in zip(ratios, zeros, strict=True)]
+        offset = jnp.asarray(zero_point + unsigned, jnp.float32) - (taken[0] + taken[1])
+        real = fused_multiply_add(codes[0], ratios[0], fused_multiply_add(codes[1], ratios[1], offset))
+        return jnp.clip(self.nearest(real) - unsigned, low, high).astype(jnp.int8)
+
+    def mean(
+        self,
+        sums: jax.Array,
+        count: int,
+        zeros: jax.Array | int,
+        scale: jax.Array,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        # as ONNX Runtime's global average pool, whose multiplier is s_in / (s_out * count)
+        return self(sums, (scale, jnp.ones_like(scale)), denominator * count, zero_point, low, high)
 
 
 @typing.final
@@ -325,7 +348,7 @@ class Gemmlowp(Requant):
 
     def sum(
         self,
-        terms: Sequence[tuple[jax.Array, jax.Array]],
+        terms: Sequence[Term],
         denominator: jax.Array,
         zero_point: jax.Array | int,
         low: jax.Array | int,
@@ -334,8 +357,8 @@ class Gemmlowp(Requant):
         if len(terms) != 2:
             return None
         # as LiteRT's reference kernel: with 20 fraction bits, each in units of twice the larger scale
-        larger = jnp.maximum(*(jnp.abs(scale) for _, scale in terms))
-        halves = [self.scaled(x << 20, (scale, jnp.float32(0.5)), larger) for x, scale in terms]
+        larger = jnp.maximum(*(jnp.abs(scale) for _, scale, _ in terms))
+        halves = [self.scaled(x << 20, (scale, jnp.float32(0.5)), larger) for x, scale, _ in terms]
         total = self.scaled(halves[0] + halves[1], (larger, jnp.float32(2.0**-19)), denominator)
         return jnp.clip(total + zero_point, low, high).astype(jnp.int8)
 

@@ -12,6 +12,7 @@ type            definition                     used by
 
 import abc
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -99,3 +100,49 @@ class Stochastic(Rounding):
         # floor(x + uniform) would carry some integers up: 100 + 0.9999999 is 101 in float32
         whole = jnp.floor(x)
         return whole + (jax.random.uniform(self.key, x.shape, x.dtype) < x - whole).astype(x.dtype)
+
+
+def rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The product, rounded before anything is added to it.
+
+    Compilers fuse the two where they see both, so that offsets would differ in the last place between programs: and
+    with them one bias in a thousand, in steps of accumulators.
+    """
+    return jax.lax.optimization_barrier(a * b)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for a shape
+def nearest_code(x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int) -> jax.Array:
+    """The int8 code of a real number of steps: nearest, ties to even, zero point added, within bounds.
+
+    Clipping first keeps the number within 2**22, where adding 1.5 * 2**23 rounds to the nearest even integer and
+    leaves it in the low bits: one addition for what rint and a conversion take several for.
+    """
+    zero = jnp.asarray(zero_point, jnp.float32)
+    bounds = jnp.asarray(low, jnp.float32) - zero, jnp.asarray(high, jnp.float32) - zero
+    magic = jnp.float32(1.5 * 2**23)
+    bits = jax.lax.bitcast_convert_type(jnp.clip(x, *bounds) + magic, jnp.int32)
+    return (bits + jnp.asarray(zero_point, jnp.int32)).astype(jnp.int8)
+
+
+def fused_multiply_add(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
+    """``x * y + z``, rounded once, of integers x below 2**12 in magnitude: what hardware computes, on any backend.
+
+    The product is parted in two that are exact, the sums are kept with their errors, and the smaller of the two is
+    rounded to odd, so that the last addition alone decides (Boldo and Melquiond, 2008).
+    """
+    bits = jax.lax.bitcast_convert_type(y, jnp.int32)
+    high = jax.lax.bitcast_convert_type(bits & ~0xFFF, jnp.float32)
+    total, error = _two_sum(x * high, z)
+    rest, tiny = _two_sum(x * (y - high), error)
+    bits = jax.lax.bitcast_convert_type(rest, jnp.int32)
+    step = jnp.where((tiny > 0) == (rest > 0), 1, -1)
+    odd = bits + jnp.where((tiny != 0) & (bits & 1 == 0), step, 0)
+    return total + jax.lax.bitcast_convert_type(odd, jnp.float32)
+
+
+def _two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The rounded sum and what rounding left out."""
+    total = a + b
+    part = total - a
+    return total, (a - (total - part)) + (b - part)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jqz._requant import XNNPACK, Float32Requant, Gemmlowp, HalfAway
+from jqz._requant import XNNPACK, Float32Requant, Gemmlowp, HalfAway, ONNXRuntime
 
 
 def srdhm(a, b):
@@ -29,7 +29,7 @@ def multiplier(numerators, denominator):
 
 
 def oracle(rule, acc, numerators, denominator, zero_point, low, high):
-    if isinstance(rule, Float32Requant | XNNPACK | HalfAway):
+    if isinstance(rule, Float32Requant | XNNPACK | ONNXRuntime | HalfAway):
         m = numerators[0] * numerators[1] / denominator
         product = acc.astype(np.float32) * m
         assert product.dtype == np.float32

@@ -12,10 +12,10 @@ from runtimes import multiplier, oracle
 
 import jqz
 from jqz import _requant
-from jqz._requant import XNNPACK, Float32Requant, Gemmlowp, HalfAway, IntegerBias, Ruy
+from jqz._requant import XNNPACK, Float32Requant, Gemmlowp, HalfAway, IntegerBias, ONNXRuntime, Ruy, Term
 
 INTEGER_BIAS = Float32Requant(IntegerBias())
-RULES = [Float32Requant(), INTEGER_BIAS, XNNPACK(), HalfAway(), Gemmlowp(), Ruy()]
+RULES = [Float32Requant(), INTEGER_BIAS, XNNPACK(), ONNXRuntime(), HalfAway(), Gemmlowp(), Ruy()]
 
 
 @functools.cache
@@ -87,7 +87,7 @@ def test_golden_products():
             assert [int(m), int(exponent)] == wanted
 
 
-@pytest.mark.parametrize("rule", [INTEGER_BIAS, XNNPACK(), HalfAway(), Gemmlowp(), Ruy()], ids=repr)
+@pytest.mark.parametrize("rule", [INTEGER_BIAS, XNNPACK(), ONNXRuntime(), HalfAway(), Gemmlowp(), Ruy()], ids=repr)
 def test_biases_are_multiples_of_the_accumulators_scale(rule):
     acc, numerators, denominator = accumulators()[0]
     acc = np.clip(acc, -(2**20), 2**20)
@@ -124,12 +124,12 @@ def test_saturation(rule):
 
 
 @pytest.mark.parametrize("scales", [(0.02, 0.03, 0.041), (0.5, 0.0007, 0.31), (0.11, -0.07, 0.09)])
-@pytest.mark.parametrize("rule", [XNNPACK(), Gemmlowp()], ids=repr)
+@pytest.mark.parametrize("rule", [XNNPACK(), ONNXRuntime(), Gemmlowp()], ids=repr)
 def test_sums_of_all_codes_are_nearest(rule, scales):
     """Fixed point errs by less than 2**-10 of a step here, so it is the nearest integer but next to ties."""
     a, b = np.meshgrid(np.arange(-255, 256), np.arange(-255, 256))
     exact = (a * np.float64(np.float32(scales[0])) + b * np.float64(np.float32(scales[1]))) / np.float32(scales[2])
-    terms = [(jnp.asarray(x, jnp.int32), jnp.float32(s)) for x, s in zip((a, b), scales, strict=False)]
+    terms = [Term(jnp.asarray(x, jnp.int32), jnp.float32(s)) for x, s in zip((a, b), scales, strict=False)]
     got = rule.sum(terms, jnp.float32(scales[2]), 3, -120, 127)
     clear = np.abs(exact - np.floor(exact) - 0.5) > 2**-10
     assert clear.mean() > 0.98

@@ -4,7 +4,7 @@
 function      file                                computes what ``complete(net, example)`` does by
 ============= =================================== ==========================================
 ``tflite``    LiteRT; extra ``tflite``            ``requant.XNNPACK()``; ``Gemmlowp()``
-``onnx``      ONNX Runtime; extra ``onnx``        ``requant.Float32Requant(requant.IntegerBias())``
+``onnx``      ONNX Runtime; extra ``onnx``        ``requant.ONNXRuntime()``
 ``header``    a C compiler; no extra              ``Gemmlowp()``
 ``stablehlo`` any XLA; no extra                   whatever the net's own rule is
 ============= =================================== ==========================================

@@ -40,9 +40,10 @@ def onnx(
     operators by default and runs fastest on CPUs with VNNI. (Older x86 CPUs add pairs of products in 16 bits there,
     which saturates; 7-bit weights avoid it.) Between two convolutions images have their channels first.
 
-    The file computes what ``complete(net, example)`` does with ``requant=jqz.requant.Float32Requant(IntegerBias())``:
-    products bit for bit; sums, means and what is float32 between codes but for a tie, one in 10**5, since float32
-    terms are added in another order. A softmax that is coded again is ONNX Runtime's own, up to a step apart.
+    The file computes what ``complete(net, example)`` does with ``requant=jqz.requant.ONNXRuntime()``: products, sums
+    and means bit for bit. What is float32 between codes, sums and means that several operators read among it, may
+    fall otherwise at a tie, since terms are added in another order. A softmax that is coded again is ONNX Runtime's
+    own, up to a step apart.
 
     Weights of at most 4 bits take half a byte each. With no ``inputs`` in the policy activations are float32, and
     weights int8, int4, float16 where that holds them exactly, or float32, as of ``tflite``. ONNX Runtime may code

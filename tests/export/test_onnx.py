@@ -4,16 +4,19 @@ import dataclasses
 import sys
 
 import jax
+import jax.numpy as jnp
 import networks
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import helper
 
 import jqz
 import jqz.export
 from jqz._operators import graph_of
 
-RULE = jqz.requant.Float32Requant(jqz.requant.IntegerBias())
+RULE = jqz.requant.ONNXRuntime()
 
 
 def session(file):
@@ -68,6 +71,53 @@ def test_four_bits_are_half_a_byte():
         np.rint(wanted / np.float32(result.scale)) + int(result.zero_point) + 128,
     )
     assert len(file) < 64 * 64 * 2 / 2 + 5_000
+
+
+CODES = np.arange(256, dtype=np.uint8)
+
+
+def quantized_operator(kind, grids, shapes):
+    """Runs an operator between DequantizeLinear and QuantizeLinear, which ONNX Runtime makes one of codes."""
+    names, nodes, constants = "abcdef"[: len(shapes)], [], []
+    for name, (scale, zero_point) in zip((*names, "y"), grids, strict=True):
+        constants += [helper.make_tensor(f"{name} scale", onnx.TensorProto.FLOAT, [], [scale])]
+        constants += [helper.make_tensor(f"{name} zero", onnx.TensorProto.UINT8, [], [zero_point])]
+    for name in names:
+        nodes.append(helper.make_node("DequantizeLinear", [name, f"{name} scale", f"{name} zero"], [f"{name} real"]))
+    nodes.append(helper.make_node(kind, [f"{name} real" for name in names], ["real"]))
+    nodes.append(helper.make_node("QuantizeLinear", ["real", "y scale", "y zero"], ["y"]))
+    sources = [helper.make_tensor_value_info(n, onnx.TensorProto.UINT8, s) for n, s in zip(names, shapes, strict=True)]
+    result = helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, None)
+    graph = helper.make_graph(nodes, kind, sources, [result], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    made = session(model.SerializeToString())
+    return lambda *arrays: made.run(None, dict(zip(names, arrays, strict=True)))[0]
+
+
+@pytest.mark.parametrize(
+    "scales", [(0.02, 0.04, 0.05), (0.025, 0.025, 0.1), (0.013, 0.047, 0.031), (0.5, 0.0007, 0.31)], ids=str
+)
+def test_sums_of_all_codes(scales):
+    a, b = (part.ravel() for part in np.meshgrid(CODES, CODES))
+    for zeros in ((128, 128, 128), (3, 250, 77)):
+        theirs = quantized_operator("Add", list(zip(scales, zeros, strict=True)), [a.shape, b.shape])(a, b)
+        terms = [
+            jqz.requant.Term(jnp.asarray(x, jnp.int32) - zero, jnp.float32(scale), zero - 128)
+            for x, scale, zero in zip((a, b), scales, zeros, strict=False)
+        ]
+        ours = jax.jit(RULE.sum, static_argnums=(2, 3, 4))(terms, jnp.float32(scales[2]), zeros[2] - 128, -128, 127)
+        np.testing.assert_array_equal(np.asarray(ours, int) + 128, theirs)
+
+
+@pytest.mark.parametrize(("side", "scales"), [((7, 7), (0.0235294, 0.0171717)), ((5, 3), (0.02, 0.0266667))], ids=str)
+def test_means(side, scales):
+    x = np.random.default_rng(0).integers(0, 256, (1, 512, *side), np.uint8)
+    zeros, count = (9, 141), side[0] * side[1]
+    theirs = quantized_operator("GlobalAveragePool", list(zip(scales, zeros, strict=True)), [x.shape])(x).ravel()
+    sums = jnp.asarray(x.astype(np.int32).sum((0, 2, 3)) - zeros[0] * count, jnp.int32)
+    scale, out = map(jnp.float32, scales)
+    ours = RULE.mean(sums, count, zeros[0] - 128, scale, out, zeros[1] - 128, -128, 127)
+    np.testing.assert_array_equal(np.asarray(ours, int) + 128, theirs)
 
 
 def test_values_in_and_out():
