@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from jqz._channels import Channels
 from jqz._rows import Place, met_axis, output_axes
-from jqz._values import Pending, Value, Weight
+from jqz._values import Pending, Value, Valued, Weight
 from jqz._walk import Equation, Rule
 
 
@@ -52,20 +52,11 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Flow(Pending):
+class _Flow(Valued):
     """An activation whose channels lie along ``axes``; whoever reads it as an array spoils its link."""
 
-    value: jax.Array
     axes: tuple[int, ...]
     origin: Source
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
 
     @property
     def source(self) -> Source:
@@ -83,19 +74,10 @@ class _Flow(Pending):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Squares(Pending):
+class _Squares(Valued):
     """The squares of a flow, on their way to the sum that a norm makes of them."""
 
-    value: jax.Array
     flow: _Flow
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
 
     def decode(self) -> jax.Array:
         self.flow.decode()
@@ -103,43 +85,19 @@ class _Squares(Pending):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Even(Pending):
+class _Even(Valued):
     """An array that is the same all along ``axes``; and everywhere 0, if ``zero``."""
 
-    value: jax.Array
     axes: frozenset[int]
     zero: bool = False
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
-
-    def decode(self) -> jax.Array:
-        return self.value
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Table(Pending):
+class _Table(Valued):
     """A parameter of several axes on its way to what it is added to; ``axes`` are those that it has there."""
 
-    value: jax.Array
     name: str
     axes: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
-
-    def decode(self) -> jax.Array:
-        return self.value
 
 
 def _carries(value: Value) -> typing.TypeGuard[_Flow]:

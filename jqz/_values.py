@@ -201,8 +201,8 @@ class Pending(Lazy):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Computed(Pending):
-    """Float numbers that were computed from codes: the mark tells them from constants."""
+class Valued(Pending):
+    """An array and what is known of it."""
 
     value: jax.Array
 
@@ -216,6 +216,11 @@ class Computed(Pending):
 
     def decode(self) -> jax.Array:
         return self.value
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Computed(Valued):
+    """Float numbers that were computed from codes: the mark tells them from constants."""
 
 
 def group_length(scheme: Scheme, axis: int, ndim: int) -> int | None:

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jqz._channels import Channels, Handlers, Leaves, as_args, verify, walk_channels
 from jqz._rows import met_axis, output_axes
 from jqz._transform import named_leaves
-from jqz._values import Pending, Value, Weight
+from jqz._values import Pending, Value, Valued, Weight
 from jqz._walk import Equation, Rule
 from jqz.kernels import structure
 
@@ -141,23 +141,14 @@ class _Pair:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Carried(Pending):
+class _Carried(Valued):
     """What products and shifts make, its channels along ``axis``, and the pairs that whoever else reads it spoils."""
 
-    value: jax.Array
     axis: int
     last: _Shift | None = None  # with nothing but additions since
     owed: tuple[_Pair, str, int, int] | None = None  # what the next shift may make up for, and through which weight
     pair: _Pair | None = None  # that this value is behind the relu of
     takes: list[None] = dataclasses.field(default_factory=list)  # one for each reader
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
 
     def take(self) -> jax.Array:
         """The array, for a rule that knows what it does to it."""

@@ -13,7 +13,7 @@ from jax.scipy.stats import norm
 from jqz._channels import Centred, Channels, Handlers, as_args, replaced, walk_channels
 from jqz._rows import met_axis, output_axes
 from jqz._transform import dequantize, named_leaves
-from jqz._values import Pending, Value, Weight, decode
+from jqz._values import Pending, Value, Valued, Weight, decode
 from jqz._walk import Equation, Rule, Walk
 from jqz.kernels import structure
 
@@ -105,29 +105,17 @@ class _Correction(typing.NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Known(Pending):
+class _Known(Valued):
     """An activation whose channels have known means: those of a normal distribution clipped to [low, high].
 
     ``deviation`` is None where nothing is known of the distribution but its mean.
     """
 
-    value: jax.Array
     axis: int
     mean: jax.Array
     deviation: jax.Array | None
     low: float = -float("inf")
     high: float = float("inf")
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
-
-    def decode(self) -> jax.Array:
-        return self.value
 
     @property
     def is_clipped(self) -> bool:
@@ -150,26 +138,14 @@ class _Known(Pending):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Product(Pending):
+class _Product(Valued):
     """What a weight makes of channels with known means, before anything is added."""
 
-    value: jax.Array
     feature: int
     weight: str
     axis: int
     out: int
     expected: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
-
-    def decode(self) -> jax.Array:
-        return self.value
 
 
 def _normed(walk: Walk, centred: Centred, factor: Channels, divides: bool) -> typing.Any:

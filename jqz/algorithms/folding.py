@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jqz._channels import Centred, Channels, Handlers, as_args, verify, walk_channels
 from jqz._rows import output_axes
 from jqz._transform import named_leaves
-from jqz._values import Pending, Value, Weight, decode
+from jqz._values import Value, Valued, Weight, decode
 from jqz._walk import Equation, Rule, Walk
 from jqz.kernels import structure
 
@@ -92,22 +92,13 @@ def fold_batch_norm(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Product(Pending):
+class _Product(Valued):
     """What a dot or convolution with a weight computes, with a bias perhaps; counts who reads it."""
 
-    value: jax.Array
     weight: str
     axes: dict[int, int]  # of the value -> of the weight as stored
     uses: dict[str, int]
     bias: str | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.value.shape
-
-    @property
-    def dtype(self) -> typing.Any:
-        return self.value.dtype
 
     def decode(self) -> jax.Array:
         self.uses[self.weight] = self.uses.get(self.weight, 0) + 1

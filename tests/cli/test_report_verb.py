@@ -107,7 +107,10 @@ def test_mistakes_are_a_line_and_leave_an_old_page_alone(source, tmp_path, capsy
 
 
 def seen(page, folder):
-    """The page as Chromium draws it: (height, width) from 0, black, to 1."""
+    """The page as Chromium draws it: (height, width) from 0, black, to 1.
+
+    No Python package brings a browser, so a machine may have none; ``.ci/run`` installs one.
+    """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if browser is None:
         pytest.skip("there is no Chromium: install one to see how the page looks")
