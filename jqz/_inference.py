@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jqz import _paths, observers
@@ -19,7 +20,8 @@ from jqz._requant import Float32Requant, Requant
 from jqz._scheme import Scheme
 from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
-from jqz._transform import fake_quantize
+from jqz._ste import straight_through
+from jqz._transform import fake_quantize, quantize
 from jqz._values import Coded, Lazy, Stored, Value, Weight, decode
 from jqz._walk import PRODUCTS, Note, Rules, Walk, either
 from jqz.kernels import (
@@ -117,8 +119,7 @@ def walked(
     With ``place``, it returns what that has recorded as well.
     """
     _check_callable("quantized", fn)
-    if not isinstance(requant, Requant):
-        raise TypeError(f"quantized: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
+    _check_requant("quantized", requant)
     given = given_sites("quantized", sites)
     tables = [structure.RULES, gather.RULES, cache.RULES]
     always: frozenset[str] = frozenset()
@@ -149,6 +150,11 @@ def _check_callable(who: str, fn: typing.Any) -> None:
         raise TypeError(f"{who}: got {type(fn).__name__}, wanted a function. Use {who}(model.apply, ...).")
 
 
+def _check_requant(who: str, requant: typing.Any) -> None:
+    if not isinstance(requant, Requant):
+        raise TypeError(f"{who}: got requant={requant!r}, wanted a rule. Use requant=jqz.requant.Float32Requant().")
+
+
 def _always(policy: PolicyLike, given: Mapping[str, typing.Any]) -> frozenset[str]:
     """The primitives to look at wherever they stand: products, if any without weights is to be rounded."""
     globs = [glob for glob, _ in policy.inputs] if isinstance(policy, Policy) else []
@@ -177,7 +183,9 @@ def _input_policy(who: str, inputs: Inputs) -> Policy:
     )
 
 
-def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[..., typing.Any]:
+def simulated(
+    fn: Callable[..., typing.Any], policy: PolicyLike, *, requant: Requant | None = None
+) -> Callable[..., typing.Any]:
     """The same function with weights and activations rounded as deployment will round them, for training.
 
     The result takes ``(variables, sites, *args)``: the leaves of ``variables`` that the policy selects are
@@ -185,15 +193,20 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
     ``sites=None``, by the policy's ``inputs`` on grids measured on the fly. Gradients go straight through.
 
     Law, to float rounding: ``simulated(fn, policy)(p, sites, x) == quantized(fn, sites)(quantize(p, policy), x)``,
-    and ``simulated(fn, policy)(p, None, x) == quantized(fn, inputs=policy)(quantize(p, policy), x)``.
+    and ``simulated(fn, policy)(p, None, x) == quantized(fn, inputs=policy)(quantize(p, policy), x)``. The last bit of a
+    float sum decides now and then which of two neighbouring codes is nearer. With ``requant`` it does not: values
+    are those of ``quantized(fn, sites, requant=requant)``, to the bit, and gradients those of the simulation. A
+    training step then computes both; where no gradient is taken, ``jax.jit`` keeps only the integers.
 
     Args:
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
       policy: as for ``quantize``; a Policy's ``inputs`` say what happens to activations.
+      requant: None for values computed in float, or the rule by which the deployed network will rescale, such as
+        ``jqz.Gemmlowp()``: values are then computed in integers.
 
     Raises:
       ValueError: as ``fake_quantize``.
-      TypeError: ``fn`` is not callable, or ``sites`` is not what ``calibrate`` returns.
+      TypeError: ``fn`` is not callable, ``sites`` is not what ``calibrate`` returns, or ``requant`` is no rule.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -206,13 +219,32 @@ def simulated(fn: Callable[..., typing.Any], policy: PolicyLike) -> Callable[...
     True
     """
     _check_callable("simulated", fn)
+    if requant is not None:
+        _check_requant("simulated", requant)
     rules = {**structure.RULES, **simulate.rules(_inputs_of(policy))}
 
     @functools.wraps(fn, updated=())
     def in_training(variables: typing.Any, sites: Sites | None, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        return walk_in_training(fn, policy, rules, variables, sites, args, kwargs)[0]
+        result = walk_in_training(fn, policy, rules, variables, sites, args, kwargs)[0]
+        if requant is None:
+            return result
+        inputs = policy if sites is None and isinstance(policy, Policy) and policy.inputs else None
+        held, given, named = jax.tree.map(_held, (variables, args, kwargs), is_leaf=_is_leaf)
+        coded = jax.lax.optimization_barrier(quantize(held, policy))  # a program of its own, as in deployment
+        exact = quantized(fn, sites, inputs=inputs, requant=requant)(coded, *given, **named)
+        return jax.tree.map(_of_codes, result, exact)
 
     return in_training
+
+
+def _held(leaf: typing.Any) -> typing.Any:
+    return jax.lax.stop_gradient(leaf) if _is_array(leaf) else leaf
+
+
+def _of_codes(simulated: typing.Any, exact: typing.Any) -> typing.Any:
+    """What was computed on codes, with the gradient of its simulation."""
+    exact = exact.dequantize() if isinstance(exact, QTensor) else exact
+    return straight_through(simulated, exact) if jnp.issubdtype(jnp.result_type(exact), jnp.inexact) else exact
 
 
 def walk_in_training(

@@ -31,6 +31,51 @@ def test_inference_on_codes_equals_simulated_training(name):
         np.testing.assert_allclose(a, b, atol=0.02 * float(np.abs(b).max()))
 
 
+EXACT = {
+    "mlp": jqz.Gemmlowp(),
+    "convolution and batch norm": jqz.requant.Float32Requant(),
+    "scanned stack": jqz.requant.XNNPACK(),
+    "nnx": jqz.Gemmlowp(),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_training_on_the_very_integers_of_inference(name):
+    case, _, sites = calibrated(name)
+    on_codes = jax.jit(jqz.quantized(case.fn, sites, requant=EXACT[name]))
+    exact = jqz.simulated(case.fn, POLICY, requant=EXACT[name])
+    wanted = on_codes(jqz.quantize(case.variables, POLICY), case.x)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(exact)(case.variables, sites, case.x), wanted)
+
+    def gradients(run):  # of a weighted sum: the values do not matter to them
+        out = jax.eval_shape(run, case.variables, sites, case.x)
+        weights = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(3), leaf.shape), out)
+
+        def loss(variables):
+            return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, weights, run(variables, sites, case.x))))
+
+        return jax.jit(jax.grad(loss, allow_int=True))(case.variables)
+
+    got, simulated = gradients(exact), gradients(jqz.simulated(case.fn, POLICY))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(simulated), strict=True):
+        if a.dtype == jnp.float32:
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
+
+
+def test_training_on_integers_with_ranges_of_each_batch_and_weights_alone():
+    case, _, _ = calibrated("mlp")
+    coded = jqz.quantize(case.variables, POLICY)
+    weights = jqz.Policy(jqz.Symmetric(bits=4))
+    for policy, run, tree in (
+        (POLICY, jqz.quantized(case.fn, inputs=POLICY), coded),
+        (weights, jqz.quantized(case.fn), jqz.quantize(case.variables, weights)),
+    ):
+        exact = jax.jit(jqz.simulated(case.fn, policy, requant=jqz.Gemmlowp()))
+        np.testing.assert_array_equal(exact(case.variables, None, case.x), jax.jit(run)(tree, case.x))
+    with pytest.raises(TypeError, match=r"simulated: got requant='ruy', wanted a rule"):
+        jqz.simulated(case.fn, POLICY, requant="ruy")
+
+
 @pytest.mark.parametrize("name", ["mlp", "convolution and batch norm", "attention", "nnx"])
 def test_inference_stays_near_the_float_model(name):
     case, _, sites = calibrated(name)
