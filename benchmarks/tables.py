@@ -11,7 +11,8 @@ included, one grid a tensor, no data; and the same for kernels alone. Its figure
 The second trains with the rounding for a quarter of the float epochs, from the float network, which also teaches
 (temperature 1): SGD on a cosine, learned steps (LSQ) for integers, one grid a channel, the first and the last layer in
 8 bits, batch norm measured again at the end. Networks are evaluated by ``jqz.quantized``: on their codes, and on
-integers alone, with activations in 8 bits (in 4 for W4A4).
+integers alone, with activations in 8 bits (in 4 for W4A4, of whose products alone the operands have 4: residuals
+have 8).
 
 Data: see examples/parts/fashion_mnist.py. Long runs are kept in --cache.
 """
@@ -58,7 +59,8 @@ class Row(typing.NamedTuple):
     @property
     def policy(self) -> jqz.Policy:
         ends = ("params/Conv_0/kernel", "params/Dense_0/kernel")
-        inputs = None if self.inputs is None else {**dict.fromkeys(ends, jqz.Asymmetric(bits=8)), "**": self.inputs}
+        eight = dict.fromkeys((*ends, "**/(residual)"), jqz.Asymmetric(bits=8))
+        inputs = None if self.inputs is None else {**eight, "**": self.inputs}
         return jqz.Policy({**dict.fromkeys(ends, EIGHT), "**/kernel": self.weights}, inputs=inputs)
 
 

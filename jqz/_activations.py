@@ -62,7 +62,8 @@ class Meeting:
     """An activation and the weight that it meets; ``scheme`` is the activation's, or None to leave it float.
 
     Where there is no weight, as in attention, two activations meet: ``weight`` is one of them, and ``other`` its
-    own meeting, which says how to round it.
+    own meeting, which says how to round it. ``residual`` says how the activation is rounded for other readers than
+    products, if otherwise, and at which site.
     """
 
     eqn: Equation
@@ -73,6 +74,7 @@ class Meeting:
     scheme: Scheme | None
     grid: Grid = None
     other: "Meeting | None" = None
+    residual: "tuple[str, Scheme, Grid] | None" = None
 
     def ordered(self, x: typing.Any, weight: typing.Any) -> tuple[typing.Any, typing.Any]:
         """The two in the order of the equation's operands."""
@@ -88,9 +90,17 @@ class Meeting:
         static = self.grid is not None
         value = form(self.x, self.scheme, self.grid)
         if value is not None:
-            kept = Activation(None if static else decode(self.x), value, self.scheme, self.name)
-            self.eqn.replace(self.side, kept)
+            original = self._beside(form) if static else decode(self.x)
+            self.eqn.replace(self.side, Activation(original, value, self.scheme, self.name))
         return value
+
+    def _beside(self, form: Form) -> Activation | None:
+        """What other readers read, where that is not what products read."""
+        if self.residual is None:
+            return None
+        name, scheme, grid = self.residual
+        value = form(self.x, scheme, grid)
+        return Activation(None, scheme.simulate(decode(self.x), grid) if value is None else value, scheme, name)
 
     def against(self, form: Form) -> Value:
         """What the activation meets: the weight as it is, or the other activation as ``form`` rounds it."""
@@ -136,12 +146,16 @@ def _meeting(eqn: Equation, operands: Sequence[Value], side: int, name: str, pat
     met = Meeting(eqn, x, operands[1 - side], side, name, None)
     if any(math.prod(v.shape) == 0 or not jnp.issubdtype(v.dtype, jnp.floating) for v in operands):
         return met
+    beside = _paths.residual(name)
     if name in eqn.walk.given:
-        site = eqn.walk.given[name].tree
-        return dataclasses.replace(met, scheme=site.scheme, grid=site.grid)
-    scheme = inputs(path)
+        site, own = eqn.walk.given[name].tree, eqn.walk.given.get(beside)
+        residual = None if own is None else (beside, own.tree.scheme, own.tree.grid)
+        return dataclasses.replace(met, scheme=site.scheme, grid=site.grid, residual=residual)
+    scheme, own = inputs(path), inputs(_paths.residual(path))
     return dataclasses.replace(
-        met, scheme=None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side))
+        met,
+        scheme=None if scheme is None else input_scheme(scheme, x.shape, contracted(eqn, side)),
+        residual=None if own is None else (beside, own, None),
     )
 
 

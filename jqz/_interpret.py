@@ -212,7 +212,8 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
     scanned = {v.path for v in xs if is_weight(v)}
 
     def own(name: str) -> bool:  # layers have weights of their own; steps of a recurrence do not
-        return bool(scanned) if _paths.names_product(name) else name.split("#")[0] in scanned
+        path = name.split("#")[0].removesuffix(f"/{_paths.RESIDUAL}")
+        return bool(scanned) if _paths.names_product(path) else path in scanned
 
     walk.absorb(
         inner,

@@ -94,8 +94,23 @@ def operand(name: str, side: int) -> str:
     return f"{head} {('lhs', 'rhs')[side]}){tail}"
 
 
+RESIDUAL = "(residual)"
+
+
+def residual(name: str) -> str:
+    """The name of what all readers but products read of an activation, by the site at which it is rounded.
+
+    >>> residual("params/Conv_1/kernel#2")
+    'params/Conv_1/kernel/(residual)#2'
+    """
+    path, mark, number = name.partition("#")
+    return f"{path}/{RESIDUAL}{mark}{number}"
+
+
 def names_product(name: str) -> bool:
     """Whether a name or glob is that of a product without weights, or of its operands: of their last part alone.
+
+    Residuals are named likewise, since rules for all weights do not mean them.
 
     >>> names_product("**/(dot*)"), names_product("**")
     (True, False)

@@ -304,6 +304,8 @@ def waiting(value: Value) -> Waiting | None:
     """The value as an expression of integers, or None where it has no such form."""
     if isinstance(value, Waiting):
         return value
+    if isinstance(value, Activation) and isinstance(value.original, Activation):
+        return waiting(value.original)
     if not isinstance(value, Activation) or value.original is not None or not isinstance(value.rounded, Levels):
         return None
     levels = value.rounded

@@ -33,7 +33,8 @@ class Policy:
       rules: ``{glob: Scheme or None}`` for weights.
       inputs: ``{glob: Scheme or None}`` or a Scheme for what meets a weight in a dot or convolution, by the
         weight's path; used by the functions that quantize activations. Products of two activations, as in
-        attention, stay float unless a rule names them: ``"**/(dot*)"`` does, ``"**"`` does not.
+        attention, stay float unless a rule names them: ``"**/(dot*)"`` does, ``"**"`` does not. On static grids
+        a residual reads the codes that a product reads; ``"**/(residual)"`` gives it codes of its own.
 
     Raises:
       TypeError: a rule is neither a Scheme nor None.
@@ -59,7 +60,8 @@ class Policy:
     def input_at(self, path: str) -> Rule:
         """The scheme of what meets the weight at a path, or of an operand of a product without weights, or None.
 
-        Such an operand (``scope/(dot lhs)``) takes the rules that name it: those whose last part begins with "(".
+        Such an operand (``scope/(dot lhs)``), or a residual (``path/(residual)``), takes the rules that name it:
+        those whose last part begins with "(".
         """
         named = _paths.names_product(path)
         rules = (rule for rule in self.inputs if not named or _paths.names_product(rule[0]))

@@ -4,6 +4,7 @@ import typing
 from collections.abc import Container
 
 from jqz import _graph as g
+from jqz import _paths
 from jqz._complete import complete
 from jqz._operators import graph_of
 from jqz._runtime import Integers, Interface, Numbers, as_codes, narrow
@@ -21,6 +22,12 @@ def target_graph(
     ``without`` are primitives that the target does not compute, refused where they stand, and ``"float32"`` if it
     computes on codes alone.
     """
+    beside = [name for name in net.sites if _paths.RESIDUAL in name]
+    if beside:
+        raise ValueError(
+            f"export: {beside[0]!r} has codes of its own beside those that the product reads, wanted one tensor for "
+            'all readers. Use inputs without a rule for "**/(residual)".'
+        )
     return narrow(numbers.of(as_codes(graph_of(complete(net, example), example, without), interface)))
 
 

@@ -174,10 +174,10 @@ class Activation(Lazy):
 
     ``rounded`` holds its codes, or in simulation the array that they stand for. Readers other than products
     read ``original`` where there is one, and the rounded values otherwise: with static ranges int8 codes are
-    all that is kept.
+    all that is kept, on one grid for all readers, or on two.
     """
 
-    original: jax.Array | None
+    original: "jax.Array | Activation | None"
     rounded: Value
     scheme: Scheme = _static()
     path: str = _static()
@@ -191,7 +191,7 @@ class Activation(Lazy):
         return self.rounded.dtype
 
     def decode(self) -> jax.Array:
-        return decode(self.rounded) if self.original is None else self.original
+        return decode(self.rounded if self.original is None else self.original)
 
 
 class Pending(Lazy):

@@ -210,3 +210,53 @@ def test_errors_tell_what_to_do():
         jqz.convert(jnp.dot, {"w": jnp.ones((2, 2))}, [], POLICY)
     with pytest.raises(TypeError, match="quantized: got sites=list, wanted what calibrate returns"):
         jqz.quantized(jnp.dot, [1])
+
+
+WIDE = jqz.Policy(jqz.Symmetric(bits=4), inputs={"**/(residual)": jqz.Asymmetric(bits=8), "**": jqz.Asymmetric(bits=4)})
+
+
+def double(x):
+    return np.asarray(x, np.float64)
+
+
+def test_a_residual_may_have_codes_of_its_own():
+    def model(params, x):
+        x = x @ params["a"]
+        return x + x @ params["b"]
+
+    params = {name: jax.random.normal(jax.random.key(i), (8, 8)) for i, name in enumerate("ab")}
+    x = jax.random.normal(jax.random.key(2), (4, 8))
+    stats = jqz.observe(model, WIDE)(params, x)
+    assert sorted(stats) == ["a", "a/(residual)", "b", "b/(residual)"]
+    sites = jqz.calibrate(stats, WIDE)
+    weights = jax.tree.map(double, jqz.fake_quantize(params, WIDE))
+    exact = double(x) @ double(params["a"])  # what both grids of the second layer's input were measured on
+    for name, bits in {"b": 4, "b/(residual)": 8}.items():
+        np.testing.assert_allclose(sites[name].grid.scale.item(), np.ptp(exact) / (2**bits - 1), rtol=1e-5)
+    grids = {name: (float(s.grid.scale.item()), float(np.ravel(s.grid.zero_point)[0])) for name, s in sites.items()}
+
+    def on(name, values, bits):  # in NumPy
+        step, zero = grids[name]
+        least = -(2 ** (bits - 1))
+        return (np.clip(np.round(values / step) + zero, least, least + 2**bits - 1) - zero) * step
+
+    between = on("a", double(x), 4) @ weights["a"]
+    wanted = on("b/(residual)", between, 8) + on("b", between, 4) @ weights["b"]
+    got = jax.jit(jqz.quantized(model, sites))(jqz.quantize(params, WIDE), x)
+    np.testing.assert_allclose(got, wanted, atol=1e-4)
+    in_training = jax.jit(jqz.simulated(model, WIDE))(params, sites, x)
+    np.testing.assert_allclose(in_training, wanted, atol=1e-4)
+    narrow = {name: site for name, site in sites.items() if "(residual)" not in name}
+    assert np.abs(jqz.quantized(model, narrow)(jqz.quantize(params, WIDE), x) - wanted).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["scanned stack", "attention", "embedding and GRU"])
+def test_inference_equals_training_with_wide_residuals(name):
+    case = models.MODELS[name]()
+    sites = jqz.calibrate(jax.jit(jqz.observe(case.fn, WIDE))(case.variables, case.x), WIDE)
+    assert any("(residual)" in site for site in sites)
+    for rule in (None, jqz.requant.Float32Requant()):
+        on_codes = jax.jit(jqz.quantized(case.fn, sites))(jqz.quantize(case.variables, WIDE), case.x)
+        in_training = jax.jit(jqz.simulated(case.fn, WIDE, requant=rule))(case.variables, sites, case.x)
+        for a, b in zip(jax.tree.leaves(on_codes), jax.tree.leaves(in_training), strict=True):
+            assert np.median(np.abs(a - b)) <= 1e-5 * np.abs(b).max()

@@ -196,8 +196,8 @@ def _is_no_bound(value: Value) -> bool:
 
 
 def is_place(name: str) -> bool:
-    """Whether a site is such a place, and not an operand of a product of two activations."""
-    kinds = tuple(f"({kind}" for kind in PRODUCTS.values())
+    """Whether a site is such a place, and neither an operand of a product of two activations nor a residual."""
+    kinds = (*(f"({kind}" for kind in PRODUCTS.values()), _paths.RESIDUAL)
     return _paths.names_product(name) and not name.rpartition("/")[2].startswith(kinds)
 
 

@@ -37,5 +37,9 @@ def recorder(observer: Callable[[str], Observer]) -> Callable[[Meeting], None]:
                 found = rows(one.eqn, x, one.weight, one.side) if nothing.by_rows and x.size else None
                 seen = nothing.update(x) if found is None else typing.cast(typing.Any, nothing).update_rows(*found)
                 one.eqn.walk.records[one.name] = Stacked(Seen(seen, x.ndim))
+                if one.residual is not None:
+                    name = one.residual[0]
+                    beside = observer(name.split("#")[0]).update(x)
+                    one.eqn.walk.records[name] = Stacked(Seen(beside, x.ndim))
 
     return record

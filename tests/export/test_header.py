@@ -136,6 +136,10 @@ def test_refusals_name_the_equation_and_its_line():
     net = jqz.convert(lambda params, x: jnp.tanh(x @ params["w"]), {"w": jnp.eye(6)}, [x], policy)
     with pytest.raises(ValueError, match=r"export: tanh of \(4, 6\) at .*test_header.py:\d+"):
         jqz.export.header(net, x)
+    wide = jqz.Policy(dict(policy.rules), inputs={"**/(residual)": jqz.Symmetric(bits=8), **dict(policy.inputs)})
+    net = jqz.convert(lambda params, x: x + x @ params["w"], {"w": jnp.eye(6)}, [x], wide)
+    with pytest.raises(ValueError, match=r"export: 'w/\(residual\)' has codes of its own"):
+        jqz.export.header(net, x)
 
 
 def test_sums_stay_in_their_bits():
