@@ -84,8 +84,7 @@ def test_what_was_not_asked_for_is_dropped():
         begun.append(i)
         go.wait(10)
 
-    with Ahead(work, [1] * 50, room=50) as ahead, pytest.raises(KeyboardInterrupt):
+    with Ahead(work, [1] * 50, room=50) as ahead:
         threading.Timer(0.05, go.set).start()
         ahead.take(0)
-        raise KeyboardInterrupt
     assert len(begun) <= 6
