@@ -4,9 +4,9 @@
 
 Mutates files that ``save`` wrote (tests/files/mutants.py says how: flipped bits, cuts, length bombs, forged documents
 under right checksums) and reads each through ``jqz.load``, ``jqz.files.metadata`` and ``jqz.files.scan``, which is what
-``jqz inspect`` does; and a tenth as many files of each other format. Counts what came of them: a tree, or a ValueError,
-by what it says. Any other error ends the program, as does a file that takes ten seconds. Then it kills processes that
-save, after random times, and looks for a whole tree of before or after.
+``jqz inspect`` does; and a tenth as many files of each other format, in Orbax's folders one file at a time. Counts what
+came of them: a tree, or a ValueError, by what it says. Any other error ends the program, as does a file that takes ten
+seconds. Then it kills processes that save, after random times, and looks for a whole tree of before or after.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import collections
 import json
 import pathlib
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import killed
 import mutants
 import numpy as np
 import report
+from orbax import checkpoint
 
 import jqz
 
@@ -53,12 +55,16 @@ class Count:
 
 
 def plain(folder, rng):
-    """A sound file of each format of plain arrays; PyTorch's two as PyTorch wrote them."""
+    """A sound file of each format of plain arrays; PyTorch's two as PyTorch wrote them, Orbax's three forms."""
     tree = {f"layer_{i}": {"w": rng.normal(size=(8, 32)).astype(np.float32)} for i in range(4)}
     for suffix, room in jqz.files.FORMATS.items():
         room.write(folder / f"plain{suffix}", tree)
-    kept = pathlib.Path(__file__).parents[1] / "tests" / "data"
-    return {path.name: path.read_bytes() for path in (*folder.glob("plain.*"), *kept.glob("torch*.pth"))}
+    for path in (pathlib.Path(__file__).parents[1] / "tests" / "data").glob("torch*.pth"):
+        shutil.copy(path, folder)
+    for name, options in (("files", {"use_ocdbt": False}), ("zarr3", {"use_zarr3": True})):
+        with checkpoint.Checkpointer(checkpoint.PyTreeCheckpointHandler(**options)) as saver:
+            saver.save(folder / f"{name}.orbax", args=checkpoint.args.PyTreeSave({**tree, "note": "text"}))
+    return sorted(folder.iterdir())
 
 
 def fuzz(files, seed):
@@ -74,13 +80,13 @@ def fuzz(files, seed):
             path.write_bytes(kind(rng, sound[rng.integers(len(sound))]))
             for read in (jqz.load, jqz.files.metadata, jqz.files.scan):
                 count.reads(read, path, kind.__name__, read.__name__)
-        for name, data in plain(folder, rng).items():
-            path = folder / name
+        (folder / "plain").mkdir()
+        for path in plain(folder / "plain", rng):
             suffix, room = path.suffix, jqz.files.format_of(path)
             for i in range(files // 10):
                 kind = (mutants.flipped, mutants.cut, mutants.stained, mutants.bomb)[i % 4]
-                path.write_bytes(kind(rng, data))
-                foreign.reads(room.read, path, suffix)
+                with mutants.damaged(kind, rng, path):
+                    foreign.reads(room.read, path, suffix)
     return count.outcomes, {
         "files": files,
         "files_of_other_formats": sum(foreign.outcomes.values()),

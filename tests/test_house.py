@@ -61,6 +61,7 @@ FLOORS = (
     ("cli/trees", "cli/policies"),
     ("cli/*",),
     ("cli",),
+    ("cli/__main__",),
     ("",),
 )
 

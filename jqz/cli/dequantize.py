@@ -2,11 +2,11 @@
 
 import argparse
 import functools
-import os
 import typing
 
 from jqz import files
 from jqz.cli import output, trees
+from jqz.files.atomic import disk_bytes
 
 EXAMPLES = """\
   jqz dequantize small.safetensors net.safetensors      plain floats, for any program
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
                 for name, leaf in leaves.items()
             },
         )
-    facts = {"file": arguments.target, "tensors": len(leaves), "bytes": os.path.getsize(arguments.target)}
+    facts = {"file": arguments.target, "tensors": len(leaves), "bytes": disk_bytes(arguments.target)}
     if arguments.json:
         output.emit(facts)
     else:

@@ -1,7 +1,6 @@
 """``jqz inspect``: what is in a file."""
 
 import argparse
-import os
 import typing
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jqz import files
 from jqz._qtensor import QTensor
 from jqz.cli import output, trees
+from jqz.files.atomic import disk_bytes
 
 EXAMPLES = """\
   jqz inspect net.safetensors               every tensor: shape, dtype, scheme, bytes
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     weights, size = sum(row["weights"] for row in rows), sum(row["bytes"] for row in rows)
     facts = {
         "file": arguments.file,
-        "file_bytes": os.path.getsize(arguments.file),
+        "file_bytes": disk_bytes(arguments.file),
         "metadata": files.metadata_of(arguments.file),
         "weights": weights,
         "bytes": size,

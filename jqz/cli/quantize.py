@@ -3,6 +3,7 @@
 import argparse
 import functools
 import os
+import threading
 import time
 import typing
 from collections.abc import Callable
@@ -11,13 +12,14 @@ import jax
 import numpy as np
 
 from jqz import files
-from jqz._policy import resolve
+from jqz._policy import Decision, resolve
 from jqz._qtensor import QTensor, encode
 from jqz._scheme import Scheme
 from jqz._transform import quantize
 from jqz.cli import output, trees
 from jqz.cli.policies import policy_of
-from jqz.files.lazy import Lazy, value
+from jqz.files import lazy
+from jqz.files.lazy import Lazy
 
 EXAMPLES = """\
   jqz quantize net.safetensors small.safetensors --policy "Symmetric(bits=4, granularity=PerGroup(32))"
@@ -32,6 +34,9 @@ tensor decides, None leaves it float; a scheme alone is for all weights. A schem
 One tensor is in memory at a time, whatever the size of the file. {trees.FILES[0].upper() + trees.FILES[1:]}; the
 result is .safetensors, or .gguf for Q4_0 and Q8_0.
 """
+
+#: Bytes of tensors that are read while others are computed.
+_ROOM = 2**25
 
 
 def add(commands: typing.Any) -> None:
@@ -56,13 +61,18 @@ def run(arguments: argparse.Namespace) -> int:
     tree = files.scan(arguments.source)
     decisions, treedef = resolve("quantize", policy, tree)
     before = sum(trees.value_bytes(d.leaf) for d in decisions if hasattr(d.leaf, "dtype"))
-    with output.progress("quantize", before) as advance:
-        leaves = [
-            deferred(d.path, d.leaf, d.scheme, functools.partial(advance, d.path, trees.value_bytes(d.leaf)))
-            if d.scheme is not None
-            else d.leaf
-            for d in decisions
-        ]
+    chosen = [d for d in decisions if d.scheme is not None]
+    sizes = [trees.value_bytes(d.leaf) for d in chosen]
+
+    def work(job: int) -> list[np.ndarray]:
+        return _coded(chosen[job])
+
+    with (
+        output.progress("quantize", before) as advance,
+        lazy.Ahead(work, sizes, max(sizes, default=0) + _ROOM) as ahead,
+    ):
+        waiting = iter([_Deferred(d, i, ahead, advance).tensor() for i, d in enumerate(chosen)])
+        leaves = [d.leaf if d.scheme is None else next(waiting) for d in decisions]
         coded_tree = treedef.unflatten(leaves)
         if room is files.gguf:
             room.write(arguments.target, coded_tree)
@@ -90,28 +100,40 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def deferred(path: str, leaf: typing.Any, scheme: Scheme, done: Callable[[], None]) -> QTensor:
-    """A QTensor whose parts are computed together when the first of them is written, and then let go."""
-    shapes = _shapes(scheme, leaf.shape, np.dtype(leaf.dtype))
-    made: dict[int, np.ndarray] = {}
+class _Deferred:
+    """A tensor whose parts are made together when the first of them is written, and then let go."""
 
-    def part(i: int) -> np.ndarray:
-        if not made:
-            coded = _quantized(path, value(leaf), scheme)
-            made.update(enumerate(map(np.asarray, jax.tree.leaves(coded))))
-            done()
-        return made.pop(i)
+    def __init__(self, decision: Decision, job: int, ahead: lazy.Ahead[list[np.ndarray]], advance: Callable[..., None]):
+        self.decision, self.job, self.ahead, self.advance = decision, job, ahead, advance
+        self.made: dict[int, np.ndarray] = {}
 
-    structs, structure = jax.tree.flatten(shapes)
-    parts = [Lazy(s.shape, np.dtype(s.dtype), functools.partial(part, i)) for i, s in enumerate(structs)]
-    return structure.unflatten(parts)
+    def tensor(self) -> QTensor:
+        leaf, scheme = self.decision.leaf, typing.cast(Scheme, self.decision.scheme)
+        structs, structure = jax.tree.flatten(_shapes(scheme, leaf.shape, np.dtype(leaf.dtype)))
+        parts = [Lazy(s.shape, np.dtype(s.dtype), functools.partial(self.part, i)) for i, s in enumerate(structs)]
+        return structure.unflatten(parts)
+
+    def part(self, i: int) -> np.ndarray:
+        if not self.made:
+            self.made.update(enumerate(self.ahead.take(self.job)))
+            self.advance(self.decision.path, trees.value_bytes(self.decision.leaf))
+        return self.made.pop(i)
 
 
-def _quantized(path: str, array: np.ndarray, scheme: Scheme) -> QTensor:
-    try:
-        return quantize({"weight": array}, lambda *_: scheme)["weight"]  # one name: one program for each shape
-    except ValueError:
-        return quantize({path: array}, lambda *_: scheme)[path]  # says which
+def _coded(decision: Decision) -> list[np.ndarray]:
+    """Reads a tensor and codes it."""
+    array, scheme = lazy.value(decision.leaf), typing.cast(Scheme, decision.scheme)
+    with _one_at_a_time(scheme, array.shape, array.dtype):  # what compiles for the one is there for the next
+        try:
+            coded = quantize({"weight": array}, lambda *_: scheme)["weight"]  # one name: one program for each shape
+        except ValueError:
+            coded = quantize({decision.path: array}, lambda *_: scheme)[decision.path]  # says which
+        return [np.asarray(part) for part in jax.tree.leaves(coded)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _one_at_a_time(*program: typing.Any) -> threading.Lock:
+    return threading.Lock()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -14,7 +14,6 @@ from jqz._qtensor import is_qtensor
 from jqz._search import Found, search
 from jqz._solvers import Exact, Lagrangian
 from jqz._transform import quantize, size_bytes
-from jqz.algorithms import sensitivity
 from jqz.cli import output, trees
 from jqz.cli.policies import policy_of
 from jqz.files import atomic
@@ -97,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def recommended(tree: typing.Any, bits: float) -> Found:
     """The policy of so many bits on average that loses least by the noise of the weights alone."""
+    from jqz.algorithms import sensitivity
+
     noise = sensitivity(_no_model, tree, [], _CANDIDATES, WeightNoise())
     solver = Exact() if len(noise.paths) <= 32 else Lagrangian()
     return search(_no_model, tree, [], _CANDIDATES, AverageBits(bits), scores=noise, solver=solver)

@@ -1,12 +1,7 @@
 """``jqz sizes``: what a net takes as floats, packed, and compressed."""
 
 import argparse
-import lzma
 import typing
-import zlib
-
-import jax
-import numpy as np
 
 from jqz import files
 from jqz.cli import output, trees
@@ -18,8 +13,8 @@ EXAMPLES = """\
 
 _DESCRIPTION = f"""\
 Counts bytes: of the decoded values as float32, by gzip and by LZMA (the measure of publications that compress decoded
-floats), of packed codes and grids, those by gzip, and those with each tensor's codes entropy-coded, as save does it.
-{trees.FILES[0].upper() + trees.FILES[1:]}.
+floats), of packed codes and grids, those by gzip, and those with the codes entropy-coded, as save does it. Each tensor
+is compressed by itself. {trees.FILES[0].upper() + trees.FILES[1:]}.
 """
 
 
@@ -31,63 +26,33 @@ def add(commands: typing.Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Streams the file through the compressors."""
-    leaves = trees.leaves(arguments.file)
-    floats, lzma_floats, packed = _Gzip(), _Lzma(), _Gzip()
-    float_bytes = coded_bytes = 0
+    """Counts tensor by tensor."""
+    from jqz.analysis import Sizes, sizes
+    from jqz.analysis.sizes import gzipped, gzipped_values, lzma_compressed_values, stored, values
+
+    coders = {
+        "float32": values,
+        "float32, gzip": gzipped_values,
+        "float32, LZMA": lzma_compressed_values,
+        "packed": stored,
+        "packed, gzip": gzipped,
+        "entropy-coded": _coded,
+    }
+    leaves, rows = trees.leaves(arguments.file), []
     with output.progress("sizes", sum(map(trees.value_bytes, leaves.values()))) as advance:
         for name, leaf in leaves.items():
-            read = trees.whole(leaf)
-            values = trees.decoded(read)
-            if values.dtype.kind == "f" or values.dtype.kind == "V":
-                values = values.astype(np.float32)
-            float_bytes += values.nbytes
-            for coder in (floats, lzma_floats):
-                coder.add(values)
-            for part in jax.tree.leaves(read):
-                packed.add(np.asarray(part))
-            coded_bytes += _coded(read)
+            rows += sizes({name: trees.whole(leaf)}, coders).leaves
             advance(name, trees.value_bytes(leaf))
-    rows = {
-        "float32": float_bytes,
-        "float32, gzip": floats.total(),
-        "float32, LZMA": lzma_floats.total(),
-        "packed": sum(map(trees.stored_bytes, leaves.values())),
-        "packed, gzip": packed.total(),
-        "entropy-coded": coded_bytes,
-    }
+    total = {**dict.fromkeys(coders, 0), **Sizes(tuple(rows)).total.size_bytes}
     if arguments.json:
-        output.emit({"file": arguments.file, "bytes": rows})
+        output.emit({"file": arguments.file, "bytes": total})
     else:
+        floats = total["float32"]
         output.table(
             ["", "bytes", "smaller"],
-            [[name, f"{size:,}", f"{float_bytes / size:.2f} x" if size else "-"] for name, size in rows.items()],
+            [[name, f"{size:,}", f"{floats / size:.2f} x" if size else "-"] for name, size in total.items()],
         )
     return 0
-
-
-class _Gzip:
-    """Counts the bytes of one gzip stream."""
-
-    def __init__(self):
-        self.stream, self.count = zlib.compressobj(9, zlib.DEFLATED, 31), 0
-
-    def add(self, array: np.ndarray) -> None:
-        self.count += len(self.stream.compress(_raw(array)))
-
-    def total(self) -> int:
-        return self.count + len(self.stream.flush())
-
-
-class _Lzma(_Gzip):
-    """Counts the bytes of one xz stream."""
-
-    def __init__(self):
-        self.stream, self.count = lzma.LZMACompressor(), 0
-
-
-def _raw(array: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _coded(leaf: typing.Any) -> int:

@@ -9,17 +9,19 @@ safetensors    any program's tensors; views of the file
 npz            NumPy's archives
 msgpack        what ``flax.serialization.to_bytes`` writes
 gguf           llama.cpp's; its blocks of 4, 6 and 8 bits as QTensors
+orbax          the folders that Orbax writes, Flax's checkpoints
 pth            PyTorch's checkpoints; read only, and nothing in them is run
 =============  =========================================================
 
 They need the extra ``jqz[files]``.
 """
 
+import os
 import pathlib
 import types
 import typing
 
-from jqz.files import container, gguf, msgpack, npz, pth, safetensors
+from jqz.files import container, gguf, msgpack, npz, orbax, pth, safetensors
 from jqz.files.atomic import Path
 from jqz.files.container import load, metadata, save
 from jqz.files.range_coding import Entropy
@@ -34,6 +36,7 @@ __all__ = [
     "metadata_of",
     "msgpack",
     "npz",
+    "orbax",
     "pth",
     "safetensors",
     "save",
@@ -41,14 +44,20 @@ __all__ = [
 ]
 
 #: What reads and writes a file, by the end of its name.
-FORMATS: dict[str, types.ModuleType] = {".safetensors": safetensors, ".npz": npz, ".msgpack": msgpack, ".gguf": gguf}
+FORMATS: dict[str, types.ModuleType] = {
+    ".safetensors": safetensors,
+    ".npz": npz,
+    ".msgpack": msgpack,
+    ".gguf": gguf,
+    ".orbax": orbax,
+}
 
 #: What reads a file, by the end of its name.
 READABLE: dict[str, types.ModuleType] = {**FORMATS, ".pth": pth, ".pt": pth}
 
 
 def format_of(path: Path) -> types.ModuleType:
-    """The module for a file, by the end of its name.
+    """The module for a file, by the end of its name; a folder of any name is Orbax's.
 
     Raises:
       ValueError: the end is unknown.
@@ -57,7 +66,7 @@ def format_of(path: Path) -> types.ModuleType:
     >>> jqz.files.format_of("weights.npz").__name__
     'jqz.files.npz'
     """
-    suffix = pathlib.Path(path).suffix
+    suffix = ".orbax" if os.path.isdir(path) else pathlib.Path(path).suffix
     if suffix not in READABLE:
         raise ValueError(f"{str(path)!r} ends in {suffix!r}, wanted one of {', '.join(READABLE)}. Rename it.")
     return READABLE[suffix]

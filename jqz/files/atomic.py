@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import contextlib
 import os
 import pathlib
+import shutil
 import typing
 from collections.abc import Iterator
 
@@ -29,9 +30,49 @@ def replacing(path: Path) -> Iterator[typing.BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    _sync(target.parent)  # the rename itself
+
+
+@contextlib.contextmanager
+def creating(path: Path) -> Iterator[pathlib.Path]:
+    """Where to put a folder that does not exist yet: it moves to its name once the block ends.
+
+    All that is in it is flushed to the disk before. A process that is killed on the way leaves a hidden folder
+    ``.NAME.*.part`` behind; a block that raises leaves nothing. No folder is replaced: that could not be done in one
+    step, and would delete what else is in it.
+
+    Raises:
+      ValueError: there is something of this name.
+    """
+    target = pathlib.Path(os.path.realpath(path))
+    if os.path.lexists(target):
+        raise ValueError(f"{str(path)!r} exists, and a folder is never replaced. Use another name, or remove it.")
+    part = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    try:
+        part.mkdir()
+        yield part / target.name
+        for folder, _, files in os.walk(part):
+            for name in files:
+                _sync(os.path.join(folder, name))
+            _sync(folder)
+        os.rename(part / target.name, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _sync(target.parent)
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links are not followed there."""
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, files in os.walk(path) for name in files)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the rename itself
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)

@@ -27,15 +27,20 @@ def nested(flat: Mapping[str, typing.Any]) -> typing.Any:
 
 def nested_at(flat: Mapping[str, typing.Any], part: str) -> typing.Any:
     """Nested dicts from names that are parted so."""
+    return grown({tuple(name.split(part)): leaf for name, leaf in flat.items()}, part)
+
+
+def grown(leaves: Mapping[tuple[str, ...], typing.Any], part: str) -> typing.Any:
+    """Nested dicts from the keys that lead to each leaf; errors name these joined so."""
     tree: dict[str, typing.Any] = {}
-    for name, leaf in flat.items():
-        *folders, last = name.split(part)
+    for (*folders, last), leaf in leaves.items():
         place: typing.Any = tree
         for folder in folders:
             place = place.setdefault(folder, {})
             if not isinstance(place, dict):
                 break
         if not isinstance(place, dict) or last in place:
+            name = part.join((*folders, last))
             raise ValueError(f"the name {name!r} is the beginning of another, or another is its own.")
         place[last] = leaf
     return tree

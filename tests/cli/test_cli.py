@@ -3,6 +3,7 @@
 import importlib.metadata
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -63,6 +64,12 @@ def test_help_has_examples(arguments, capsys):
     shown = capsys.readouterr().out
     assert "examples:" in shown
     assert "jqz demo --quick" in shown
+
+
+def test_runs_as_a_module():
+    run = subprocess.run([sys.executable, "-m", "jqz.cli", "inspect", "none.npz"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "jqz inspect: 'none.npz': No such file or directory\n"
 
 
 def test_no_command_shows_help(capsys):

@@ -129,20 +129,31 @@ def test_compare_of_other_names(floats, tmp_path, capsys):
 
 
 def test_sizes(codes, tmp_path, capsys):
+    """The standard library's compressors on each tensor's bytes, made by NumPy; the last one against a file."""
     rows = _json(capsys, "sizes", codes)["bytes"]
     tree = jqz.load(codes)
     floats = [np.asarray(leaf) for leaf in jax.tree.leaves(jqz.dequantize(tree))]
-    raw = b"".join((a.astype(np.float32) if a.dtype.kind == "f" else a).tobytes() for a in floats)
-    packed = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
-    assert rows["float32"] == len(raw)
-    assert rows["float32, gzip"] == len(gzip.compress(raw, 9))
-    assert rows["float32, LZMA"] == len(lzma.compress(raw))
-    assert rows["packed"] == len(packed) == jqz.size_bytes(tree)
-    assert rows["packed, gzip"] == len(gzip.compress(packed, 9))
+    raw = [(a.astype(np.float32) if a.dtype.kind == "f" else a).tobytes() for a in floats]
+    kernel = tree["encoder"]["kernel"]
+    packed = [
+        tree["encoder"]["bias"].tobytes(),
+        b"".join(np.asarray(part).tobytes() for part in jax.tree.leaves(kernel)),
+    ]
+    packed += [tree["head"]["kernel"].tobytes(), tree["step"].tobytes()]
+    assert rows["float32"] == sum(map(len, raw))
+    assert rows["float32, gzip"] == sum(len(gzip.compress(part, 9)) for part in raw)
+    assert rows["float32, LZMA"] == sum(len(lzma.compress(part)) for part in raw)
+    assert rows["packed"] == sum(map(len, packed)) == jqz.size_bytes(tree)
+    assert rows["packed, gzip"] == sum(len(gzip.compress(part, 9)) for part in packed)
     small = tmp_path / "small.safetensors"
     jqz.save(small, tree, compress=jqz.files.Entropy())
     header = int.from_bytes(small.read_bytes()[:8], "little")
     assert rows["entropy-coded"] == small.stat().st_size - 8 - header
+
+
+def test_sizes_of_nothing(tmp_path, capsys):
+    jqz.save(tmp_path / "empty.safetensors", {})
+    assert set(_json(capsys, "sizes", str(tmp_path / "empty.safetensors"))["bytes"].values()) == {0}
 
 
 def test_capabilities(capsys):

@@ -1,5 +1,6 @@
 """Damaged and hostile files, made from sound ones."""
 
+import contextlib
 import copy
 import json
 import re
@@ -40,6 +41,19 @@ def sound(folder):
         compress = jqz.files.Entropy() if name == "coded" else None
         jqz.save(folder / f"{name}.safetensors", tree, {"name": name}, compress=compress)
     return {name: (folder / f"{name}.safetensors").read_bytes() for name in trees}
+
+
+@contextlib.contextmanager
+def damaged(kind, rng, path):
+    """A file, or one file of a folder, is a mutant within the block, and sound again after it."""
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.stat().st_size) or [path]
+    victim = files[rng.integers(len(files))]
+    sound = victim.read_bytes()
+    victim.write_bytes(kind(rng, sound))
+    try:
+        yield
+    finally:
+        victim.write_bytes(sound)
 
 
 def flipped(rng, data):
