@@ -18,10 +18,13 @@ def target_graph(
 ) -> g.Graph:
     """The operators of a net once it is complete, with the interface and on the numbers that a file is to have.
 
-    ``without`` are primitives that the target does not compute, refused where they stand, and ``"float32"`` if it
-    computes on codes alone.
+    ``without`` are primitives that the target does not compute, refused where they stand, ``"float32"`` if it
+    computes on codes alone, and ``"int16"`` if it has no codes of 16 bits.
     """
-    return narrow(numbers.of(as_codes(graph_of(complete(net, example), example, without), interface)))
+    graph = graph_of(complete(net, example), example, without)
+    if "int16" in without and any(tensor.grid is not None and tensor.grid.long for tensor in graph.tensors):
+        raise ValueError("export: activations of 16 bits are for tflite alone. Use inputs=Asymmetric(bits=8).")
+    return narrow(numbers.of(as_codes(graph, interface)))
 
 
 def write_each(writer: typing.Any, graph: g.Graph) -> None:

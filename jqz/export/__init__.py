@@ -1,13 +1,13 @@
 """Files for other runtimes, which compute the codes that jqz computes.
 
-============= =================================== ==========================================
+============= =================================== ======================================================
 function      file                                computes what ``complete(net, example)`` does by
-============= =================================== ==========================================
-``tflite``    LiteRT; extra ``tflite``            ``requant.XNNPACK()``; ``Gemmlowp()``
+============= =================================== ======================================================
+``tflite``    LiteRT; extra ``tflite``            ``requant.XNNPACK()``; ``Gemmlowp()``; ``Int16x8()``
 ``onnx``      ONNX Runtime; extra ``onnx``        ``requant.ONNXRuntime()``
 ``header``    a C compiler; no extra              ``Gemmlowp()``
 ``stablehlo`` any XLA; no extra                   whatever the net's own rule is
-============= =================================== ==========================================
+============= =================================== ======================================================
 """
 
 from jqz._complete import complete

@@ -70,7 +70,7 @@ def onnx(
         library, helper = map(importlib.import_module, ("onnx", "onnx.helper"))
     except ImportError as error:
         raise ImportError("onnx: the package is missing. Use pip install 'jqz[onnx]'.") from error
-    writer = _Writer(helper, target_graph(net, example, interface, numbers))
+    writer = _Writer(helper, target_graph(net, example, interface, numbers, without={"int16"}))
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(writer.graph_proto(), opset_imports=opset, ir_version=FORMAT, producer_name="jqz")
     library.checker.check_model(model)
@@ -199,7 +199,7 @@ class _Writer:
             return [weight]
         zeros = self._constant(np.zeros(len(scale), np.int32))
         steps = self._constant(np.float32(source * scale))
-        return [weight, self._node("DequantizeLinear", [self._constant(bias), steps, zeros], axis=0)]
+        return [weight, self._node("DequantizeLinear", [self._constant(bias.astype(np.int32)), steps, zeros], axis=0)]
 
     def _on_convolution(self, op: g.Convolution) -> None:
         (top, bottom), (left, right) = op.padding
