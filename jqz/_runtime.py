@@ -44,6 +44,9 @@ class Codes(Interface):
 class Numbers(abc.ABC):
     """What a file computes on."""
 
+    #: Whether the runtime codes activations itself, on the fly.
+    dynamic: typing.ClassVar[bool] = False
+
     @abc.abstractmethod
     def of(self, graph: g.Graph) -> g.Graph:
         """The graph on such numbers."""
@@ -77,6 +80,17 @@ class Floats(Numbers):
             operators.append(dataclasses.replace(op, inputs=inputs))
         tensors = [dataclasses.replace(tensor, grid=None) for tensor in graph.tensors]
         return g.Graph(operators, tensors, graph.inputs, tuple(same.get(i, i) for i in graph.outputs))
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Dynamic(Numbers):
+    """float32 between products, whose activations the runtime codes on the fly where weights are int8."""
+
+    dynamic = True
+
+    def of(self, graph: g.Graph) -> g.Graph:
+        return graph
 
 
 def _scale(graph: g.Graph, i: int) -> np.float32:

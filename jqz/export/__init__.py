@@ -11,7 +11,7 @@ function      file                                computes what ``complete(net, 
 """
 
 from jqz._complete import complete
-from jqz._runtime import Codes, Floats, Integers, Interface, Numbers, Values
+from jqz._runtime import Codes, Dynamic, Floats, Integers, Interface, Numbers, Values
 from jqz.export.header import header
 from jqz.export.onnx import onnx
 from jqz.export.stablehlo import stablehlo
@@ -19,6 +19,7 @@ from jqz.export.tflite import tflite
 
 __all__ = [
     "Codes",
+    "Dynamic",
     "Floats",
     "Integers",
     "Interface",

@@ -72,6 +72,8 @@ def onnx(
         library, helper = map(importlib.import_module, ("onnx", "onnx.helper"))
     except ImportError as error:
         raise ImportError("onnx: the package is missing. Use pip install 'jqz[onnx]'.") from error
+    if numbers.dynamic:
+        raise ValueError("onnx: got numbers=Dynamic(), which is for tflite. Use numbers=Integers().")
     writer = _Writer(helper, target_graph(net, example, interface, numbers, without={"int16"}))
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(writer.graph_proto(), opset_imports=opset, ir_version=FORMAT, producer_name="jqz")

@@ -27,7 +27,7 @@ from jqz._target import target_graph, write_each
 def tflite(
     net: typing.Any, example: typing.Any, *, interface: Interface = Values(), numbers: Numbers = Integers()
 ) -> bytes:
-    """A quantized net as the bytes of a ``.tflite`` file: int8 or int16 activations, a scale for each channel of a weight.
+    """A quantized net as the bytes of a ``.tflite`` file: int8 or int16 activations, a scale for each output channel.
 
     The file computes what ``complete(net, example)`` computes, with its ``requant=jqz.requant.XNNPACK()``: bit for
     bit where LiteRT runs on XNNPACK, its default; and with ``Gemmlowp()`` where it runs its reference kernels.
@@ -45,15 +45,20 @@ def tflite(
     slow as those for 8 bits. ``Symmetric(bits=16, codes=jqz.schemes.Full())`` saves an operator behind every other,
     which keeps -2**15 out.
 
+    With ``numbers=Dynamic()`` such a file has products of int8 instead, as ``quantized(fn, inputs=...)`` has: LiteRT
+    codes what meets int8 or int4 weights on the fly, as ``Asymmetric(bits=8, granularity=PerAxis(0))`` does: a grid
+    for each image of a convolution and each row of a dense layer (``PerAxis((0, 1))`` where rows stand in a batch of
+    matrices). Results are equal to the last places of float32 but where one of these decides a tie.
+
     Use it for phones, boards and microcontrollers. A function that is no chain of operators is refused: sort, loops.
 
     Args:
-      net: from ``convert``, with ``inputs=Asymmetric(bits=8)`` or ``Symmetric(bits=16)`` and weights with integers about zero, such as
-        ``Symmetric(bits=8, granularity=PerAxis(-1))``; or without ``inputs`` and with any weights.
+      net: from ``convert``, with ``inputs=Asymmetric(bits=8)`` or ``Symmetric(bits=16)`` and weights with integers
+        about zero, such as ``Symmetric(bits=8, granularity=PerAxis(-1))``; or without ``inputs`` and with any weights.
       example: an input, or a tuple of arguments: its shape is the file's, and it calibrates what ``complete`` adds
         unless the net is complete.
       interface: ``Values()``: float32 in and out; ``Codes()``: int8 or int16.
-      numbers: ``Integers()``, or ``Floats()`` to compare with.
+      numbers: ``Integers()``; ``Floats()`` to compare with; or ``Dynamic()``.
 
     Raises:
       ValueError: an equation has no operator; the message names it and its line.
@@ -73,16 +78,16 @@ def tflite(
     except ImportError as error:
         raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
     graph = target_graph(net, example, interface, numbers, without={"erf"})
-    writer = _Writer(schema, graph)
+    writer = _Writer(schema, graph, numbers.dynamic)
     builder = sharing(flatbuffers.Builder)(1 << 20)
     builder.Finish(writer.model().Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
 class _Writer(File):
-    def __init__(self, schema: typing.Any, graph: g.Graph):
+    def __init__(self, schema: typing.Any, graph: g.Graph, dynamic: bool):
         super().__init__(schema)
-        self.graph = graph
+        self.graph, self.dynamic = graph, dynamic
         made = {op.result for op in graph.operators if isinstance(op, g.Constant)}
         self.numbers = {
             i: self._tensor(tensor.shape, tensor.grid, "BOOL" if tensor.boolean else "FLOAT32")
@@ -146,6 +151,8 @@ class _Writer(File):
                 return [self._constant(weight), self._constant(bias)]
             decoded, coded = self._tensor(weight.shape, None), weight.dtype == np.int8
             stored = self._codes(weight, op.limit, scale, axis) if coded else self._constant(weight)
+            if coded and self.dynamic:  # the operators code activations where they find codes for weights
+                return [stored, self._constant(bias)]
             self._operator("DEQUANTIZE", [stored], decoded, "DequantizeOptions")
             return [decoded, self._constant(bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
@@ -198,9 +205,8 @@ class _Writer(File):
         x, weight, bias = self.numbers[op.inputs[0]], *self._weights(op, (0, 1), 0)
         shape, grid = self.graph.tensors[op.result].shape, self._grid(op.result)
         if self._grid(op.inputs[0]) is None:
-            self._finished(
-                op, "FULLY_CONNECTED", [x, weight, bias], "FullyConnectedOptions", keepNumDims=len(shape) > 2
-            )
+            settings = {"keepNumDims": len(shape) > 2, "asymmetricQuantizeInputs": self.dynamic}
+            self._finished(op, "FULLY_CONNECTED", [x, weight, bias], "FullyConnectedOptions", **settings)
             return
         outs, ins = op.codes.shape
         pixels = int(np.prod(shape[:-1]))
