@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jqz import _paths
 from jqz._granularity import Granularity, PerAxis, PerTensor
 from jqz._pending import Target, waiting
-from jqz._requant import Requant
+from jqz._rescaling import Requant
 from jqz._scheme import Affine, Chain, Grid, Scheme
 from jqz._values import Activation, Levels, Stored, Value, as_levels, decode, is_weight
 from jqz._walk import Equation
@@ -190,9 +190,10 @@ def coder(requant: Requant | None = None) -> Callable[[Value, Scheme, Grid], Lev
     """
 
     def code(x: Value, scheme: Scheme, grid: Grid) -> Levels | None:
-        grid = _once(_calibrate, scheme)(decode(x), scheme) if grid is None else grid
+        static = grid is not None
+        grid = grid if static else _once(_calibrate, scheme)(decode(x), scheme)
         affine = scheme.affine(grid)
-        if affine is None:
+        if affine is None or (affine.limit > 128 and (requant is None or not requant.long or not static)):
             return None
         expression = None
         if requant is not None and affine.ends is not None and affine.scale.size == 1:
@@ -225,6 +226,19 @@ def _once(fn: typing.Any, scheme: Scheme) -> Callable[..., typing.Any]:
     except TypeError:  # it holds an array
         return fn.__wrapped__
     return fn
+
+
+def halves(x: Levels) -> tuple[Levels, ...]:
+    """Levels of 16 bits as two of 8, ``2**8 * high + low``, whose products int32 holds; those of 8 bits as they are."""
+    if x.limit <= 128:
+        return (x,)
+    high = (x.levels >> 8).astype(jnp.int8)
+    low = ((x.levels & 0xFF) - 128).astype(jnp.int8)
+    zero_point = jnp.full(x.scale.shape, -128, jnp.int32)
+    return tuple(
+        dataclasses.replace(x, levels=levels, zero_point=zero, limit=128)
+        for levels, zero in ((high, None), (low, zero_point))
+    )
 
 
 def fits_int32(terms: int, a: Levels, b: Levels) -> bool:

@@ -22,7 +22,8 @@ class Product:
     Attributes:
       name: the site: the path of the weight, or the scope where no coded weight takes part.
       kind: ``dot`` or ``conv``.
-      how: ``int8`` (integer product), ``rounded float`` (the same values in float), or ``float``.
+      how: ``int8`` (integer product), ``int16`` (the same, of 16-bit activations), ``rounded float`` (the same values
+        in float), or ``float``.
       why: the reason.
       scheme: the weight's, or None.
       weight_bytes: what the weight stores, grid included; 0 without a coded weight.

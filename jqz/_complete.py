@@ -8,13 +8,14 @@ import jax
 from jqz import _sites
 from jqz._inference import walked
 from jqz._policy import Policy
+from jqz._requant import Int16x8
 from jqz._scheme import Scheme
 from jqz.kernels import places
 from jqz.observers import MinMax
 from jqz.schemes import Asymmetric
 
 
-def complete(net: typing.Any, batch: typing.Any, scheme: Scheme = Asymmetric(bits=8)) -> typing.Any:
+def complete(net: typing.Any, batch: typing.Any, scheme: Scheme | None = None) -> typing.Any:
     """The net with grids at sums, means, softmax and results as well, as integer runtimes need them.
 
     Between two products jqz rescales once, whatever stands there: a bias, a residual, a mean. A runtime has codes
@@ -24,10 +25,14 @@ def complete(net: typing.Any, batch: typing.Any, scheme: Scheme = Asymmetric(bit
     axis, products of two activations) is computed in float32 from there to the next product, and a result that
     follows from it is not rounded. A net that has all grids is returned as it is.
 
+    A net of 16-bit activations, ``inputs=Symmetric(bits=16)``, is returned with the one rule for these,
+    ``requant=Int16x8()``.
+
     Args:
       net: from ``convert``.
       batch: typical inputs: an array, or a tuple of arguments.
-      scheme: of the codes at these places.
+      scheme: of the codes at these places; ``Asymmetric(bits=8)`` unless you say otherwise, and, in a net of more
+        bits, that of its inputs.
 
     Raises:
       ValueError: a place saw no finite values.
@@ -39,6 +44,10 @@ def complete(net: typing.Any, batch: typing.Any, scheme: Scheme = Asymmetric(bit
     ['(result)', 'w']
     """
     args = batch if isinstance(batch, tuple) else (batch,)
+    wide = [site.scheme for site in net.sites.values() if site.scheme.bits > 8]
+    if wide and not net.requant.long:
+        net = dataclasses.replace(net, requant=Int16x8())
+    scheme = scheme or (wide[0] if wide else Asymmetric(bits=8))
 
     @jax.jit
     def record(qparams: typing.Any, sites: typing.Any, args: typing.Any) -> typing.Any:

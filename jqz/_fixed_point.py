@@ -35,6 +35,27 @@ def shift_half_away(x: jax.Array, shift: jax.Array) -> jax.Array:
     return (x >> shift) + (remainder > threshold).astype(jnp.int32)
 
 
+def long_multiply(high: jax.Array, low: jax.Array, multiplier: jax.Array, shift: jax.Array) -> jax.Array:
+    """``floor(((2**8 * high + low) * multiplier + 2**(shift - 1)) / 2**shift)``, saturating at int32.
+
+    ``high`` and ``low`` are int32, ``0 <= multiplier < 2**15``, ``1 <= shift <= 46``: the product of 64 bits that
+    LiteRT forms for 16-bit activations, in limbs of 16 bits.
+    """
+    high, low = high + (low >> 8), low & 0xFF
+    first = (((high & 0xFF) << 8) | low) * multiplier
+    second = ((high >> 8) & 0xFFFF) * multiplier + (first >> 16)
+    top = (high >> 24) * multiplier + (second >> 16)
+    words = ((second & 0xFFFF) << 16 | (first & 0xFFFF)).astype(jnp.uint32)
+    half = shift - 1
+    rounded = words + jnp.where(half < 32, jnp.uint32(1) << jnp.minimum(half, 31).astype(jnp.uint32), jnp.uint32(0))
+    top = top + (rounded < words).astype(jnp.int32) + jnp.where(half < 32, 0, 1 << jnp.maximum(half - 32, 0))
+    left = jnp.clip(32 - shift, 0, 31)
+    near = (top << left) | (rounded >> jnp.minimum(shift, 31).astype(jnp.uint32)).astype(jnp.int32)
+    limit = jnp.int32(1) << jnp.minimum(half, 30)
+    near = jnp.where(top >= limit, 2**31 - 1, jnp.where(top < -limit, -(2**31), near))
+    return jnp.where(shift < 32, near, top >> jnp.maximum(shift - 32, 0))
+
+
 def integer_multiplier(numerators: tuple[jax.Array, jax.Array], denominator: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(m, e) with ``n0 * n1 / d ~ m * 2**(e - 31)``, 2**30 <= abs(m) < 2**31: gemmlowp's form.
 

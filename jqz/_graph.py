@@ -1,6 +1,7 @@
 """A quantized network as a list of operators on coded tensors: what an exporter writes down.
 
-Images are laid out (batch, ..., channels), kernels (out, ..., in), matrices (out, in). Codes are int8.
+Images are laid out (batch, ..., channels), kernels (out, ..., in), matrices (out, in). Codes are int8, and
+int16 where a grid has more of them.
 """
 
 import dataclasses
@@ -34,6 +35,16 @@ class Grid:
     low: int
     high: int
 
+    @property
+    def long(self) -> bool:
+        """Whether codes are int16."""
+        return self.high > 127
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The lowest and the highest number of the codes' type."""
+        return (-(2**15), 2**15 - 1) if self.long else (-128, 127)
+
 
 @_tree("grid")
 class Tensor:
@@ -58,8 +69,9 @@ class Operator:
 class Convolution(Operator):
     """``scale`` is the accumulator's over the input's, one an output channel, and may be 0 or negative.
 
-    ``bias`` is in steps of accumulators, ``rest`` in steps of the result: 0 but where a scale is as good as 0.
-    Of a float32 input ``bias`` is real, and ``codes`` may be real as well. No code is above ``limit``.
+    ``bias`` is in steps of accumulators (float32 whole numbers for int16), ``rest`` in steps of the result: 0 but where
+    a scale is as good as 0. Of a float32 input ``bias`` is real, and ``codes`` may be real as well. No code is above
+    ``limit``.
     """
 
     codes: typing.Any

@@ -75,10 +75,12 @@ def quantized(
         a Policy with ``inputs``. Products of two activations, as in attention, stay float unless a rule names
         them by scope: ``"**/(dot*)"``.
       requant: how int32 accumulators become int8 codes on static grids: ``Float32Requant()``, ``HalfAway()``, or
-        in integers only ``Gemmlowp()`` or ``Ruy()`` (see ``jqz.requant``).
+        in integers only ``Gemmlowp()`` or ``Ruy()`` (see ``jqz.requant``). ``Int16x8()`` is for static grids of 9 to
+        16 bits, whose products are in float32 under other rules.
 
     Raises:
       TypeError: ``fn`` is not callable, or ``sites``, ``inputs`` or ``requant`` is none of the above.
+      ValueError: ``Int16x8()`` meets a grid of 8 bits or fewer.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> def model(params, x):
@@ -121,6 +123,7 @@ def walked(
     _check_callable("quantized", fn)
     _check_requant("quantized", requant)
     given = given_sites("quantized", sites)
+    _check_bits(requant, given)
     tables = [structure.RULES, gather.RULES, cache.RULES]
     always: frozenset[str] = frozenset()
     if inputs is not None or given:
@@ -143,6 +146,16 @@ def walked(
         return result if place is None else (result, _recorded(walk))
 
     return run
+
+
+def _check_bits(requant: Requant, given: Mapping[str, Stacked]) -> None:
+    """A rule for 16-bit codes does not make others."""
+    narrow = next((name for name, site in given.items() if requant.long and site.tree.scheme.bits <= 8), None)
+    if narrow is not None:
+        raise ValueError(
+            f"quantized: {narrow!r} is coded by {given[narrow].tree.scheme!r}, wanted more than 8 bits for "
+            f"requant={requant!r}. Use inputs=Symmetric(bits=16)."
+        )
 
 
 def _check_callable(who: str, fn: typing.Any) -> None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz._fixed_point import shift_half_away
-from jqz._requant import Pair, Requant, Term
+from jqz._rescaling import Long, Pair, Requant, Term
 from jqz._rounding import rounded_product
 from jqz._scheme import quotient
 from jqz._values import Activation, Levels, Pending, Value
@@ -94,8 +94,16 @@ class Waiting(Pending, abc.ABC):
 class Part:
     """Integers, or a value that waits, times two scales that broadcast to them."""
 
-    integers: jax.Array | Waiting
+    integers: jax.Array | Waiting | Long
     scales: Pair
+
+    @property
+    def numbers(self) -> jax.Array:
+        """The integers as real numbers."""
+        dtype = self.scales[0].dtype
+        if isinstance(self.integers, Long):
+            return self.integers.high.astype(dtype) * 2**8 + self.integers.low.astype(dtype)
+        return self.integers.real if isinstance(self.integers, Waiting) else self.integers.astype(dtype)
 
     def times(self, factor: jax.Array) -> "Part":
         return dataclasses.replace(self, scales=(self.scales[0], self.scales[1] * factor))
@@ -114,7 +122,7 @@ class OfCodes(Part):
 
 def _term(part: Part) -> Term:
     assert isinstance(part, OfCodes)
-    assert not isinstance(part.integers, Waiting)
+    assert not isinstance(part.integers, Waiting | Long)
     return Term(part.integers, part.scales[0] * part.scales[1], part.zero_point)
 
 
@@ -151,9 +159,7 @@ class Scaled(Waiting):
     def real(self) -> jax.Array:
         total = None
         for part in self.parts:
-            integers, scales = part.integers, part.scales
-            numbers = integers.real if isinstance(integers, Waiting) else integers.astype(scales[0].dtype)
-            term = numbers * (scales[0] * scales[1])
+            term = part.numbers * (part.scales[0] * part.scales[1])
             total = term if total is None else total + term
         assert total is not None
         return total if self.offset is None else total + self.offset
@@ -162,12 +168,15 @@ class Scaled(Waiting):
         first, *more = self.parts
         bounds = target.zero_point, target.low, target.high
         if not more and not isinstance(first.integers, Waiting):
+            acc = typing.cast(jax.Array, first.integers)  # or sums of 64 bits, under the rule for these
             if isinstance(first, OfMeans) and self.offset is None:
-                sums, scale = first.integers, first.scales[0]
-                codes = target.rule.mean(sums, first.count, first.zero_point, scale, target.scale, *bounds)
+                scale = first.scales[0]
+                codes = target.rule.mean(acc, first.count, first.zero_point, scale, target.scale, *bounds)
                 if codes is not None:
                     return codes
-            return target.rule(first.integers, first.scales, target.scale, *bounds, offset=self.offset)
+            if isinstance(first, OfCodes) and self.offset is None:
+                return target.rule.recoded(acc, first.scales, target.scale, *bounds)
+            return target.rule(acc, first.scales, target.scale, *bounds, offset=self.offset)
         if self.offset is None and all(isinstance(part, OfCodes) and part.scales[1].size == 1 for part in self.parts):
             codes = target.rule.sum([_term(part) for part in self.parts], target.scale, *bounds)
             if codes is not None:
@@ -184,7 +193,7 @@ class Scaled(Waiting):
         for part in self.parts:
             integers, (first, second) = part.integers, part.scales
             if not isinstance(integers, Waiting):
-                term = rule.scaled(integers, (first, second), unit)
+                term = rule.scaled(typing.cast(jax.Array, integers), (first, second), unit)
             elif first.size == second.size == 1:
                 scale = (first * second).reshape(())
                 term = integers.fixed(rule, unit / jnp.abs(scale)) * jnp.sign(scale).astype(jnp.int32)
@@ -295,9 +304,18 @@ def _multiples(x: jax.Array, unit: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip(x / unit, -LIMIT, LIMIT)).astype(jnp.int32)
 
 
-def product(acc: jax.Array, scales: Pair, dtype: typing.Any) -> Scaled:
+def product(acc: jax.Array | Long, scales: Pair, dtype: typing.Any) -> Scaled:
     """What an int32 accumulator stands for."""
-    return Scaled(jax.ShapeDtypeStruct(acc.shape, dtype), (Part(acc, scales),))
+    shape = acc.low.shape if isinstance(acc, Long) else acc.shape
+    return Scaled(jax.ShapeDtypeStruct(shape, dtype), (Part(acc, scales),))
+
+
+def together(high: Scaled, low: Scaled) -> Scaled:
+    """A product from those of the halves of its codes: ``2**8 * high + low``."""
+    (above,), (below,) = high.parts, low.parts
+    assert isinstance(above.integers, jax.Array)
+    assert isinstance(below.integers, jax.Array)
+    return product(Long(above.integers, below.integers), below.scales, low.dtype)
 
 
 def waiting(value: Value) -> Waiting | None:
@@ -329,7 +347,8 @@ def moved_codes(value: Waiting, rule: Requant) -> Activation | None:
         return None
     levels = source.rounded
     zero_point = jnp.int32(0) if levels.zero_point is None else levels.zero_point.reshape(())
-    codes = value.codes(Target(rule, levels.scale.reshape(()), zero_point, jnp.int32(-128), jnp.int32(127)))
+    end = 1 << (levels.limit - 1).bit_length()  # of the type: what moves here is within the grid
+    codes = value.codes(Target(rule, levels.scale.reshape(()), zero_point, jnp.int32(-end), jnp.int32(end - 1)))
     scale, zero = (None if a is None else a.reshape((1,) * codes.ndim) for a in (levels.scale, levels.zero_point))
     return Activation(
         None, dataclasses.replace(levels, levels=codes, scale=scale, zero_point=zero), source.scheme, source.path

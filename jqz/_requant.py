@@ -12,10 +12,11 @@ rule               acc * multiplier                                             
 ``HalfAway``       float32 product, ties away from zero                         Arm NN's reference backend
 ``ONNXRuntime``    as ``Float32Requant``, integer biases; sums rounded twice    ONNX Runtime, sums and means too
 ``XNNPACK``        as ``Float32Requant``, integer biases; sums in fixed point   XNNPACK, sums and means too
+``Int16x8``        15-bit integer product of 64-bit sums, ties up; codes of 16  LiteRT's kernels for 16x8
+                   bits
 ================== ============================================================ ==========================
 """
 
-import abc
 import dataclasses
 import typing
 from collections.abc import Sequence
@@ -24,157 +25,26 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _rounding
-from jqz._fixed_point import high_multiply, integer_multiplier, shift_half_away, shift_up
+from jqz._fixed_point import high_multiply, integer_multiplier, long_multiply, shift_half_away, shift_up
+from jqz._rescaling import (
+    Bias,
+    IntegerBias,
+    Long,
+    Pair,
+    RealBias,
+    Requant,
+    Term,
+    float_multiplier,
+    long_bias,
+    saturating,
+)
 from jqz._rounding import fused_multiply_add, nearest_code, rounded_product
 from jqz._scheme import quotient
 
 __all__ = [
-    "XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "IntegerBias", "ONNXRuntime", "RealBias", "Requant",
-    "Ruy", "Term",
+    "XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "Int16x8", "IntegerBias", "ONNXRuntime", "RealBias",
+    "Requant", "Ruy", "Term",
 ]  # fmt: skip
-
-Pair = tuple[jax.Array, jax.Array]
-
-
-class Term(typing.NamedTuple):
-    """A tensor: int32 codes less their zero point, at most 255 in magnitude; a float32 scale; the zero point."""
-
-    levels: jax.Array
-    scale: jax.Array
-    zero_point: jax.Array | int = 0
-
-
-class Bias(abc.ABC):
-    """What happens to the real number that is added to scaled accumulators, such as a layer's bias."""
-
-    @abc.abstractmethod
-    def split(
-        self, offset: jax.Array, numerators: Pair, denominator: jax.Array
-    ) -> tuple[jax.Array | None, jax.Array | None]:
-        """An int32 number for the accumulator and a float32 number of codes; None stands for 0."""
-
-
-@typing.final
-@dataclasses.dataclass(frozen=True)
-class RealBias(Bias):
-    """It is added as it is, after scaling: what simulation does."""
-
-    def split(
-        self, offset: jax.Array, numerators: Pair, denominator: jax.Array
-    ) -> tuple[jax.Array | None, jax.Array | None]:
-        return None, offset / denominator
-
-
-@typing.final
-@dataclasses.dataclass(frozen=True)
-class IntegerBias(Bias):
-    """It is rounded to a multiple of the accumulator's scale: what integer runtimes store.
-
-    Where that scale is 0, or so small that the multiple would leave int32, whole codes are added instead.
-    """
-
-    def split(self, offset: jax.Array, numerators: Pair, denominator: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale = numerators[0] * numerators[1]
-        whole = jnp.round(jnp.clip(offset / jnp.where(scale == 0, jnp.inf, scale), -(2.0**30), 2.0**30))
-        rest = jnp.round(offset / denominator - whole * _float_multiplier(numerators, denominator))
-        return whole.astype(jnp.int32), rest
-
-
-class Requant(abc.ABC):
-    """Rescales accumulators and clips them to codes."""
-
-    #: Whether no floating-point operation touches an accumulator.
-    integer: typing.ClassVar[bool] = False
-
-    @abc.abstractmethod
-    def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
-        """``acc * numerators[0] * numerators[1] / denominator``, rounded to int32.
-
-        Args:
-          acc: int32.
-          numerators: two float32 scales (of the activation and of the weight); either may be negative or 0.
-          denominator: the positive float32 scale of the result. All broadcast to ``acc``.
-        """
-
-    def sum(
-        self,
-        terms: Sequence[Term],
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
-        """int8 codes of the sum of two coded tensors where a runtime has its own way; None: in real numbers.
-
-        Args:
-          terms: the two tensors.
-          denominator: the positive float32 scale of the result.
-          zero_point: of the result.
-          low: the lowest code of the result.
-          high: the highest.
-        """
-        return None
-
-    def mean(
-        self,
-        sums: jax.Array,
-        count: int,
-        zeros: jax.Array | int,
-        scale: jax.Array,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
-        """int8 codes of the means of codes where a runtime has its own way; None: as of a product.
-
-        Args:
-          sums: of ``count`` codes each, less their zero points: int32.
-          count: at most 2**16.
-          zeros: the zero point of each of these codes.
-          scale: the positive float32 scale of these codes.
-          denominator: the positive float32 scale of the result.
-          zero_point: of the result.
-          low: the lowest code of the result.
-          high: the highest.
-        """
-        return None
-
-    def nearest(self, x: jax.Array) -> jax.Array:
-        """The int32 numbers nearest to real ones, saturating."""
-        return jnp.round(jnp.clip(x, -(2.0**30), 2.0**30)).astype(jnp.int32)
-
-    def of_real(
-        self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
-    ) -> jax.Array:
-        """int8 codes of real numbers that have been divided by the scale of the result."""
-        return jnp.clip(_saturating(self.nearest(x), zero_point), low, high).astype(jnp.int8)
-
-    def __call__(
-        self,
-        acc: jax.Array,
-        numerators: Pair,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-        offset: jax.Array | None = None,
-    ) -> jax.Array:
-        """int8 codes of the rescaled accumulators plus a real ``offset``, from ``low`` to ``high``."""
-        if offset is not None:
-            whole, rest = IntegerBias().split(offset, numerators, denominator)
-            acc, zero_point = _saturating(acc, whole), self.nearest(rest) + zero_point
-        codes = self.scaled(acc, numerators, denominator)
-        return jnp.clip(_saturating(codes, zero_point), low, high).astype(jnp.int8)
-
-
-def _saturating(a: jax.Array, b: jax.Array | int) -> jax.Array:
-    """The int32 sum of a number and one of at most 2**30."""
-    return jnp.clip(a, -(2**30) + 1, 2**30 - 1) + jnp.clip(b, -(2**30), 2**30)
-
-
-def _float_multiplier(numerators: Pair, denominator: jax.Array) -> jax.Array:
-    return quotient(numerators[0] * numerators[1], denominator)
 
 
 class _Float32(Requant):
@@ -183,7 +53,7 @@ class _Float32(Requant):
     bias: Bias
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
-        return self.nearest(acc.astype(jnp.float32) * _float_multiplier(numerators, denominator))
+        return self.nearest(acc.astype(jnp.float32) * float_multiplier(numerators, denominator))
 
     def __call__(
         self,
@@ -196,8 +66,8 @@ class _Float32(Requant):
         offset: jax.Array | None = None,
     ) -> jax.Array:
         whole, rest = (None, None) if offset is None else self.bias.split(offset, numerators, denominator)
-        acc = acc if whole is None else _saturating(acc, whole)
-        product = acc.astype(jnp.float32) * _float_multiplier(numerators, denominator)
+        acc = acc if whole is None else saturating(acc, whole)
+        product = acc.astype(jnp.float32) * float_multiplier(numerators, denominator)
         product = product if rest is None else product + rest
         return self.of_real(product, zero_point, low, high)
 
@@ -322,7 +192,7 @@ class HalfAway(Requant):
     """A float32 product rounded half away from zero."""
 
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
-        return self.nearest(acc.astype(jnp.float32) * _float_multiplier(numerators, denominator))
+        return self.nearest(acc.astype(jnp.float32) * float_multiplier(numerators, denominator))
 
     def nearest(self, x: jax.Array) -> jax.Array:
         return _rounding.HalfAway()(jnp.clip(x, -(2.0**30), 2.0**30)).astype(jnp.int32)
@@ -356,10 +226,7 @@ class Gemmlowp(Requant):
     ) -> jax.Array | None:
         if len(terms) != 2:
             return None
-        # as LiteRT's reference kernel: with 20 fraction bits, each in units of twice the larger scale
-        larger = jnp.maximum(*(jnp.abs(scale) for _, scale, _ in terms))
-        halves = [self.scaled(x << 20, (scale, jnp.float32(0.5)), larger) for x, scale, _ in terms]
-        total = self.scaled(halves[0] + halves[1], (larger, jnp.float32(2.0**-19)), denominator)
+        total = _gemmlowp_sum(terms, denominator, 20)
         return jnp.clip(total + zero_point, low, high).astype(jnp.int8)
 
     def mean(
@@ -373,14 +240,25 @@ class Gemmlowp(Requant):
         low: jax.Array | int,
         high: jax.Array | int,
     ) -> jax.Array | None:
-        # as LiteRT's reference kernel: s_in / s_out * 2**shift / count, cut off after 31 bits
-        mantissa, exponent = integer_multiplier((scale, jnp.float32(1)), denominator)
-        shift = jnp.minimum(count.bit_length() - 1, 31 + exponent)
-        whole, rest = mantissa // count, (mantissa % count).astype(jnp.uint32)
-        mantissa = (whole << shift) + ((rest << shift.astype(jnp.uint32)) // count).astype(jnp.int32)
-        product = high_multiply(shift_up(sums, exponent - shift), mantissa)
-        codes = shift_half_away(product, jnp.maximum(shift - exponent, 0))
-        return jnp.clip(_saturating(codes, zero_point), low, high).astype(jnp.int8)
+        codes = _gemmlowp_mean(sums, count, scale, denominator)
+        return jnp.clip(saturating(codes, zero_point), low, high).astype(jnp.int8)
+
+
+def _gemmlowp_sum(terms: Sequence[Term], denominator: jax.Array, bits: int) -> jax.Array:
+    """With so many fraction bits, each in units of twice the larger scale."""
+    scaled, larger = Gemmlowp().scaled, jnp.maximum(*(jnp.abs(scale) for _, scale, _ in terms))
+    halves = [scaled(x << bits, (scale, jnp.float32(0.5)), larger) for x, scale, _ in terms]
+    return scaled(halves[0] + halves[1], (larger, jnp.float32(2.0 ** (1 - bits))), denominator)
+
+
+def _gemmlowp_mean(sums: jax.Array, count: int, scale: jax.Array, denominator: jax.Array) -> jax.Array:
+    """As LiteRT's reference kernel: s_in / s_out * 2**shift / count, cut off after 31 bits."""
+    mantissa, exponent = integer_multiplier((scale, jnp.float32(1)), denominator)
+    shift = jnp.minimum(count.bit_length() - 1, 31 + exponent)
+    whole, rest = mantissa // count, (mantissa % count).astype(jnp.uint32)
+    mantissa = (whole << shift) + ((rest << shift.astype(jnp.uint32)) // count).astype(jnp.int32)
+    product = high_multiply(shift_up(sums, exponent - shift), mantissa)
+    return shift_half_away(product, jnp.maximum(shift - exponent, 0))
 
 
 @typing.final
@@ -396,3 +274,90 @@ class Ruy(Requant):
         shift = jnp.maximum(-exponent, 0)
         # (product + 2**(shift-1)) >> shift, without leaving int32
         return (product >> shift) + jnp.where(shift > 0, (product >> jnp.maximum(shift - 1, 0)) & 1, 0)
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Int16x8(Requant):
+    """Codes of 16 bits as LiteRT's kernels make them: sums of 64 bits, times 15 bits, shifted with ties up.
+
+    For activations of 9 to 16 bits, ``Symmetric(bits=16)``, and int8 weights. Biases are multiples of the
+    accumulator's scale, in 64 bits. A sum has 15 fraction bits, and a mean is as of ``Gemmlowp``.
+
+    >>> import jax.numpy as jnp, jqz
+    >>> acc, scales = jnp.array([1000, -1000, 10**6]), (jnp.float32(0.01), jnp.float32(0.02))
+    >>> jqz.requant.Int16x8()(acc, scales, jnp.float32(0.05), zero_point=0, low=-32768, high=32767).tolist()
+    [4, -4, 4000]
+    """
+
+    long = True
+
+    def scaled(self, acc: jax.Array | Long, numerators: Pair, denominator: jax.Array) -> jax.Array:
+        high, low = acc if isinstance(acc, Long) else (acc >> 8, acc & 0xFF)
+        mantissa, exponent = integer_multiplier(numerators, denominator)
+        sign, mantissa = jnp.where(mantissa < 0, -1, 1), jnp.abs(mantissa)
+        mantissa = jnp.where(mantissa < 0x7FFF0000, (mantissa + (1 << 15)) >> 16, 0x7FFF)
+        return long_multiply(high * sign, low * sign, mantissa, jnp.maximum(15 - exponent, 1))
+
+    def __call__(
+        self,
+        acc: jax.Array | Long,
+        numerators: Pair,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+        offset: jax.Array | None = None,
+    ) -> jax.Array:
+        long = acc if isinstance(acc, Long) else Long(acc >> 8, acc & 0xFF)
+        if offset is None:
+            return _int16(self.scaled(long, numerators, denominator), zero_point, low, high)
+        whole, rest = long_bias(offset, numerators, denominator)
+        above = jnp.floor(whole / 2**8)
+        below = (whole - 2**8 * above).astype(jnp.int32)
+        long = Long(saturating(long.high + (long.low >> 8), above.astype(jnp.int32)), (long.low & 0xFF) + below)
+        codes = jnp.where(rest == 0, self.scaled(long, numerators, denominator), rest.astype(jnp.int32))
+        return _int16(codes, zero_point, low, high)
+
+    def recoded(
+        self,
+        levels: jax.Array,
+        numerators: Pair,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array:
+        return _int16(Gemmlowp().scaled(levels, numerators, denominator), zero_point, low, high)
+
+    def sum(
+        self,
+        terms: Sequence[Term],
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        return None if len(terms) != 2 else _int16(_gemmlowp_sum(terms, denominator, 15), zero_point, low, high)
+
+    def mean(
+        self,
+        sums: jax.Array,
+        count: int,
+        zeros: jax.Array | int,
+        scale: jax.Array,
+        denominator: jax.Array,
+        zero_point: jax.Array | int,
+        low: jax.Array | int,
+        high: jax.Array | int,
+    ) -> jax.Array | None:
+        return _int16(_gemmlowp_mean(sums, count, scale, denominator), zero_point, low, high)
+
+    def of_real(
+        self, x: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int
+    ) -> jax.Array:
+        return _int16(self.nearest(x), zero_point, low, high)
+
+
+def _int16(codes: jax.Array, zero_point: jax.Array | int, low: jax.Array | int, high: jax.Array | int) -> jax.Array:
+    return jnp.clip(saturating(codes, zero_point), low, high).astype(jnp.int16)

@@ -44,6 +44,9 @@ class Codes(Interface):
 class Numbers(abc.ABC):
     """What a file computes on."""
 
+    #: Whether the runtime codes activations itself, on the fly.
+    dynamic: typing.ClassVar[bool] = False
+
     @abc.abstractmethod
     def of(self, graph: g.Graph) -> g.Graph:
         """The graph on such numbers."""
@@ -77,6 +80,17 @@ class Floats(Numbers):
             operators.append(dataclasses.replace(op, inputs=inputs))
         tensors = [dataclasses.replace(tensor, grid=None) for tensor in graph.tensors]
         return g.Graph(operators, tensors, graph.inputs, tuple(same.get(i, i) for i in graph.outputs))
+
+
+@typing.final
+@dataclasses.dataclass(frozen=True)
+class Dynamic(Numbers):
+    """float32 between products, whose activations the runtime codes on the fly where weights are int8."""
+
+    dynamic = True
+
+    def of(self, graph: g.Graph) -> g.Graph:
+        return graph
 
 
 def _scale(graph: g.Graph, i: int) -> np.float32:
@@ -139,8 +153,8 @@ def inner_tensors(graph: g.Graph) -> list[int]:
 
 
 def code_of(x: float, grid: g.Grid) -> int:
-    """The int8 code of a real number."""
-    return int(np.clip(np.rint(np.float32(x) / np.float32(grid.scale)) + int(grid.zero_point), -128, 127))
+    """The code of a real number."""
+    return int(np.clip(np.rint(np.float32(x) / np.float32(grid.scale)) + int(grid.zero_point), *grid.ends))
 
 
 def clip_codes(op: g.Operator, grid: g.Grid) -> tuple[int, int]:
@@ -159,6 +173,17 @@ def is_mean(factor: typing.Any, sizes: Sequence[int]) -> bool:
         if math.isclose(float(factor), wanted, rel_tol=1e-6):
             return mean
     raise ValueError(f"export: a sum over {math.prod(sizes)} is multiplied by {float(factor)}. Use sums or means.")
+
+
+def side_by_side(axes: Sequence[int]) -> bool:
+    """Whether axes follow each other, so that they can be made one."""
+    return sorted(axes) == [*range(min(axes), min(axes) + len(axes))]
+
+
+def pooled_shape(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:
+    """The lengths before, of, and behind axes side by side."""
+    first, end = min(axes), max(axes) + 1
+    return math.prod(shape[:first]), math.prod(shape[first:end]), math.prod(shape[end:])
 
 
 class Weights(typing.NamedTuple):
@@ -181,7 +206,7 @@ def sound_weights(op: g.Convolution | g.Dense, source: np.float32, target: np.fl
     A channel with a negative scale gets negated codes. One whose scale is as good as 0 keeps its bias alone, in steps
     of the result.
     """
-    codes, scale, bias = np.array(op.codes), np.array(op.scale, np.float32), np.array(op.bias, np.int32)
+    codes, scale, bias = np.array(op.codes), np.array(op.scale, np.float32), np.array(op.bias, np.int64)
     dead = (scale == 0) | (np.asarray(op.rest) != 0)
     across = (slice(None),) + (None,) * (codes.ndim - 1)
     if (codes[scale < 0] == -128).any():
@@ -190,8 +215,11 @@ def sound_weights(op: g.Convolution | g.Dense, source: np.float32, target: np.fl
             "Use Symmetric(bits=8), whose codes begin at -127."
         )
     codes = codes * np.where(dead, 0, np.where(scale < 0, -1, 1)).astype(np.int8)[across]
-    bias = np.where(dead, op.rest, np.where(scale < 0, -bias, bias)).astype(np.int32)
-    return Weights(codes, np.where(dead, target / source, np.abs(scale)).astype(np.float32), bias)
+    bias = np.where(dead, op.rest, np.where(scale < 0, -bias, bias))
+    one = target / source
+    if float(source) * float(one) < float(target):  # multipliers of 15 bits are a step off below 1
+        one = np.nextafter(one, np.float32(np.inf))
+    return Weights(codes, np.where(dead, one, np.abs(scale)).astype(np.float32), bias.astype(np.int64))
 
 
 def real_weights(op: g.Convolution | g.Dense) -> Weights:

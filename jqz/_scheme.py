@@ -21,8 +21,8 @@ class Affine(typing.NamedTuple):
     Attributes:
       scale: real, in the grid's shape.
       zero_point: int32 in the grid's shape, or None where it is 0 for every value.
-      levels: maps codes to int8 integer levels, elementwise.
-      limit: the largest magnitude of a level, at most 128.
+      levels: maps codes to integer levels, elementwise: int8, or int16 where ``limit`` is above 128.
+      limit: the largest magnitude of a level, at most 2**15.
       ends: the lowest and the highest level, where every integer between them is one and ``encode`` takes the
         nearest; None otherwise.
 

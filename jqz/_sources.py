@@ -12,6 +12,7 @@ from jqz import _paths
 from jqz._activations import Meeting
 from jqz._nodes import Builder, Known, Linear, Node, Real, Source, at, coded, grid_of, refuse
 from jqz._requant import IntegerBias
+from jqz._rescaling import long_bias
 from jqz._values import as_levels, decode, is_weight
 from jqz._walk import Equation
 from jqz.kernels import places
@@ -41,7 +42,8 @@ class Product(Source):
             rest = jnp.zeros_like(offset, jnp.int32)
             return self.lay(build, None, {"scale": scale, "bias": offset, "rest": rest, **value.bounds()})
         first = self.x.grid.scale
-        bias, rest = IntegerBias().split(offset, (first, scale), grid.scale)
+        split = long_bias if grid.long else IntegerBias().split
+        bias, rest = split(offset, (first, scale), grid.scale)
         numbers = {"scale": scale, "bias": bias, "rest": rest.astype(jnp.int32)}
         return self.lay(build, grid, {**numbers, **value.bounds()})
 

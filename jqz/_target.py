@@ -19,8 +19,8 @@ def target_graph(
 ) -> g.Graph:
     """The operators of a net once it is complete, with the interface and on the numbers that a file is to have.
 
-    ``without`` are primitives that the target does not compute, refused where they stand, and ``"float32"`` if it
-    computes on codes alone.
+    ``without`` are primitives that the target does not compute, refused where they stand, ``"float32"`` if it
+    computes on codes alone, and ``"int16"`` if it has no codes of 16 bits.
     """
     beside = [name for name in net.sites if _paths.RESIDUAL in name]
     if beside:
@@ -28,7 +28,10 @@ def target_graph(
             f"export: {beside[0]!r} has codes of its own beside those that the product reads, wanted one tensor for "
             'all readers. Use inputs without a rule for "**/(residual)".'
         )
-    return narrow(numbers.of(as_codes(graph_of(complete(net, example), example, without), interface)))
+    graph = graph_of(complete(net, example), example, without)
+    if "int16" in without and any(tensor.grid is not None and tensor.grid.long for tensor in graph.tensors):
+        raise ValueError("export: activations of 16 bits are for tflite alone. Use inputs=Asymmetric(bits=8).")
+    return narrow(numbers.of(as_codes(graph, interface)))
 
 
 def write_each(writer: typing.Any, graph: g.Graph) -> None:

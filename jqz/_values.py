@@ -238,7 +238,7 @@ def as_levels(value: Value) -> Levels | None:
         return None
     q = value.tensor
     affine = q.scheme.affine(q.grid)
-    if affine is None or affine.scale.ndim != q.ndim:
+    if affine is None or affine.limit > 128 or affine.scale.ndim != q.ndim:
         return None
     for axis, (s, n) in enumerate(zip(affine.scale.shape, q.shape, strict=True)):
         if s not in (1, n) and (n % s or group_length(q.scheme, axis, q.ndim) != n // s):

@@ -23,8 +23,8 @@ FLOORS = (
     ("lowerings",),
     # 1: the contract, and tools that schemes share
     ("_scheme", "_levels", "_input_groups"),
-    ("_minifloat", "_clustering", "_observer", "_requant"),
-    ("_histogram",),
+    ("_minifloat", "_clustering", "_observer", "_rescaling"),
+    ("_histogram", "_requant"),
     # 2: schemes, and what stores their codes
     ("_qtensor", "schemes/*"),
     ("_learnable", "schemes", "nnabla"),
@@ -44,8 +44,8 @@ FLOORS = (
     ("files/tree", "files/names"),
     ("files/safetensors",),
     ("_audit",),
-    ("_nodes", "_complete", "_runtime", "_loops_in_c", "_litert"),  # what exporters share
-    ("_sources",),
+    ("_nodes", "_complete", "_runtime", "_loops_in_c"),  # what exporters share
+    ("_sources", "_litert"),
     ("_islands",),
     ("_operators",),
     ("_target",),

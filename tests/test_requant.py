@@ -50,6 +50,38 @@ def test_a_million_accumulators(rule, which):
     np.testing.assert_array_equal(got, oracle(rule, acc, numerators, denominator, -7, -100, 127))
 
 
+def test_sixteen_bits_have_sums_of_64():
+    """As LiteRT's product of a 64-bit sum and a multiplier, of which it keeps 15 bits."""
+    rng = np.random.default_rng(0)
+    numerators = np.float32(3e-4), np.float32(10.0 ** rng.uniform(-6, 1, (1, 50)) * rng.choice([-1, 1], 50))
+    denominator = np.float32(0.0021)
+    m, exponent = multiplier(tuple(map(np.abs, numerators)), denominator)
+    reduced, exponent = np.where(m < 0x7FFF0000, (m + 2**15) >> 16, 0x7FFF), exponent.astype(np.int64)
+    acc = rng.integers(-(2**20), 2**20, (4000, 50)) << rng.integers(0, 19, (4000, 50))
+    acc[:2000] = np.rint((rng.integers(-30000, 30000, (2000, 50)) + 0.5) * 2.0 ** (15 - exponent) / reduced)
+    acc = np.clip(acc, -(2**38), 2**38)
+    low = rng.integers(-(2**28), 2**28, acc.shape)
+    high, low = (acc - low) >> 8, low + ((acc - low) & 255)
+    whole = rng.integers(-(2**20), 2**20, (1, 50))
+    offset = np.float32(whole * (numerators[0].astype(np.float64) * numerators[1]))
+    wanted = np.sign(numerators[1]).astype(np.int64) * (acc + whole) * reduced + (1 << (14 - exponent))
+    wanted = np.clip(wanted >> (15 - exponent), -30000, 32767)
+    long = _requant.Long(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
+    scales = jnp.float32(numerators[0]).reshape(1, 1), jnp.asarray(numerators[1])
+    run = jax.jit(lambda long, offset: _requant.Int16x8()(long, scales, denominator, 0, -30000, 32767, offset))
+    got = run(long, jnp.asarray(offset))
+    assert got.dtype == jnp.int16
+    assert len(np.unique(got)) > 10_000
+    np.testing.assert_array_equal(got, wanted)
+
+
+def test_sixteen_bits_are_for_grids_of_more_than_eight():
+    x = jnp.ones((2, 4))
+    policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    with pytest.raises(ValueError, match=r"'w' is coded by Asymmetric\(bits=8\), wanted more than 8 bits"):
+        jqz.convert(lambda p, x: x @ p["w"], {"w": jnp.eye(4)}, [x], policy, requant=jqz.requant.Int16x8())(x)
+
+
 def test_the_rules_differ_by_at_most_a_step_and_do_differ():
     acc, numerators, denominator = accumulators()[1]
     codes = [oracle(rule, acc, numerators, denominator, 0, -128, 127) for rule in RULES[-3:]]

@@ -17,7 +17,9 @@ from jqz._runtime import (
     is_half,
     is_mean,
     nibbles,
+    pooled_shape,
     real_weights,
+    side_by_side,
     sound_weights,
 )
 from jqz._target import target_graph, write_each
@@ -70,7 +72,9 @@ def onnx(
         library, helper = map(importlib.import_module, ("onnx", "onnx.helper"))
     except ImportError as error:
         raise ImportError("onnx: the package is missing. Use pip install 'jqz[onnx]'.") from error
-    writer = _Writer(helper, target_graph(net, example, interface, numbers))
+    if numbers.dynamic:
+        raise ValueError("onnx: got numbers=Dynamic(), which is for tflite. Use numbers=Integers().")
+    writer = _Writer(helper, target_graph(net, example, interface, numbers, without={"int16"}))
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(writer.graph_proto(), opset_imports=opset, ir_version=FORMAT, producer_name="jqz")
     library.checker.check_model(model)
@@ -199,7 +203,7 @@ class _Writer:
             return [weight]
         zeros = self._constant(np.zeros(len(scale), np.int32))
         steps = self._constant(np.float32(source * scale))
-        return [weight, self._node("DequantizeLinear", [self._constant(bias), steps, zeros], axis=0)]
+        return [weight, self._node("DequantizeLinear", [self._constant(bias.astype(np.int32)), steps, zeros], axis=0)]
 
     def _on_convolution(self, op: g.Convolution) -> None:
         (top, bottom), (left, right) = op.padding
@@ -226,26 +230,58 @@ class _Writer:
         shape = self.graph.tensors[op.inputs[0]].shape
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
         keeps = len(self.graph.tensors[op.result].shape) == len(shape)
-        if mean and len(shape) == 4 and op.axes == (1, 2):
-            pooled = self._node("GlobalAveragePool", [self._value(op.inputs[0], True)])
-            self._made(op, pooled if keeps else self._node("Flatten", [pooled]), keeps)
+        if self.graph.tensors[op.inputs[0]].grid is not None and side_by_side(op.axes):
+            self._sum_of_codes(op, mean)
             return
         kind = "ReduceMean" if mean else "ReduceSum"
         axes = self._constant(np.array(op.axes, np.int64))
         self._made(op, self._node(kind, [self._value(op.inputs[0]), axes], keepdims=int(keeps)))
 
+    def _sum_of_codes(self, op: g.Sum, mean: bool) -> None:
+        """Pooled, as an operator on codes: in float32 a tie falls either way."""
+        source, whole = op.inputs[0], self.graph.tensors[op.result].shape
+        shape = self.graph.tensors[source].shape
+        rows, window, channels = pooled_shape(shape, op.axes)
+        if len(shape) == 4 and sorted(op.axes) == [1, 2]:
+            x, window = self._value(source, True), (shape[1], shape[2])
+        else:
+            moved = self._again(
+                self._shaped(self._value(source), (rows, window, 1, channels), min(op.axes) > 0), source
+            )
+            x, window = self._node("Transpose", [moved], perm=(0, 3, 1, 2)), (window, 1)
+        self._made(
+            op, self._node("GlobalAveragePool", [x]) if mean else self._ones(x, op.factor, window, channels), True
+        )
+        if len(whole) != 4 or sorted(op.axes) != [1, 2]:
+            moved = self._shaped(self.values.pop((op.result, True)), whole, min(op.axes) > 0)
+            self.values[op.result, False] = self._again(moved, op.result)
+
+    def _shaped(self, value: str, shape: typing.Sequence[int], batched: bool) -> str:
+        """The values in another shape, whose leading axis may have any length if it is of batches."""
+        wanted = np.array([-1, *shape[1:]] if batched else shape, np.int64)
+        return self._node("Reshape", [value, self._constant(wanted)])
+
+    def _again(self, value: str, i: int) -> str:
+        """Values on the grid of a tensor, as such: an operator on codes ends where they are coded."""
+        return self._dequantized(self._node("QuantizeLinear", [value, *self._grid(i)]), i)
+
+    def _ones(
+        self, x: str, factor: typing.Any, window: typing.Sequence[int], channels: int, **settings: typing.Any
+    ) -> str:
+        """Sums over windows as products with ones."""
+        ones = self._constant(np.ones((channels, 1, *window), np.int8))
+        scale, zero = self._constant(np.float32(factor)), self._constant(np.int8(0))
+        weight = self._node("DequantizeLinear", [ones, scale, zero])
+        return self._node("Conv", [x, weight], group=channels, kernel_shape=window, **settings)
+
     def _on_sumpool(self, op: g.SumPool) -> None:
         x = self._value(op.inputs[0], True)
-        settings: dict[str, typing.Any] = {"kernel_shape": op.window, "strides": op.strides}
         if self.graph.tensors[op.inputs[0]].grid is not None:
-            # sums of integers, as ones for weights make them: in float32, which way a tie falls is left to chance
+            # sums of integers: in float32, which way a tie falls is left to chance
             channels = self.graph.tensors[op.inputs[0]].shape[-1]
-            ones = self._constant(np.ones((channels, 1, *op.window), np.int8))
-            scale, zero = self._constant(np.float32(op.factor)), self._constant(np.int8(0))
-            weight = self._node("DequantizeLinear", [ones, scale, zero])
-            self._made(op, self._node("Conv", [x, weight], group=channels, **settings), True)
+            self._made(op, self._ones(x, op.factor, op.window, channels, strides=op.strides), True)
         elif is_mean(op.factor, op.window):
-            self._made(op, self._node("AveragePool", [x], **settings), True)
+            self._made(op, self._node("AveragePool", [x], kernel_shape=op.window, strides=op.strides), True)
         else:
             raise ValueError("onnx: sums over windows in float32 have no operator. Use means.")
 

@@ -5,7 +5,7 @@ import typing
 import numpy as np
 
 from jqz import _graph as g
-from jqz._litert import FUNCTIONS, VERSIONS, sharing
+from jqz._litert import FUNCTIONS, File, sharing
 from jqz._runtime import (
     Integers,
     Interface,
@@ -15,10 +15,10 @@ from jqz._runtime import (
     clip_codes,
     code_of,
     inner_tensors,
-    is_half,
     is_mean,
-    nibbles,
+    pooled_shape,
     real_weights,
+    side_by_side,
     sound_weights,
 )
 from jqz._target import target_graph, write_each
@@ -27,7 +27,7 @@ from jqz._target import target_graph, write_each
 def tflite(
     net: typing.Any, example: typing.Any, *, interface: Interface = Values(), numbers: Numbers = Integers()
 ) -> bytes:
-    """A quantized net as the bytes of a ``.tflite`` file: int8 activations, a scale for each channel of a weight.
+    """A quantized net as the bytes of a ``.tflite`` file: int8 or int16 activations, a scale for each output channel.
 
     The file computes what ``complete(net, example)`` computes, with its ``requant=jqz.requant.XNNPACK()``: bit for
     bit where LiteRT runs on XNNPACK, its default; and with ``Gemmlowp()`` where it runs its reference kernels.
@@ -40,15 +40,25 @@ def tflite(
     or two apart. With no ``inputs`` activations are float32, and LiteRT decodes the weights when it loads the file:
     int8, int4, float16 where that holds a weight exactly, as ``Float(Float16())`` makes them, and float32 else.
 
+    ``inputs=Symmetric(bits=16)`` makes activations of 16 bits, with int64 biases: the codes are those of
+    ``jqz.requant.Int16x8()`` in all kernels that LiteRT has for these, which are its reference kernels, many times as
+    slow as those for 8 bits. ``Symmetric(bits=16, codes=jqz.schemes.Full())`` saves an operator behind every other,
+    which keeps -2**15 out.
+
+    With ``numbers=Dynamic()`` such a file has products of int8 instead, as ``quantized(fn, inputs=...)`` has: LiteRT
+    codes what meets int8 or int4 weights on the fly, as ``Asymmetric(bits=8, granularity=PerAxis(0))`` does: a grid
+    for each image of a convolution and each row of a dense layer (``PerAxis((0, 1))`` where rows stand in a batch of
+    matrices). Results are equal to the last places of float32 but where one of these decides a tie.
+
     Use it for phones, boards and microcontrollers. A function that is no chain of operators is refused: sort, loops.
 
     Args:
-      net: from ``convert``, with ``inputs=Asymmetric(bits=8)`` and weights with integers about zero, such as
-        ``Symmetric(bits=8, granularity=PerAxis(-1))``; or without ``inputs`` and with any weights.
+      net: from ``convert``, with ``inputs=Asymmetric(bits=8)`` or ``Symmetric(bits=16)`` and weights with integers
+        about zero, such as ``Symmetric(bits=8, granularity=PerAxis(-1))``; or without ``inputs`` and with any weights.
       example: an input, or a tuple of arguments: its shape is the file's, and it calibrates what ``complete`` adds
         unless the net is complete.
-      interface: ``Values()``: float32 in and out; ``Codes()``: int8.
-      numbers: ``Integers()``, or ``Floats()`` to compare with.
+      interface: ``Values()``: float32 in and out; ``Codes()``: int8 or int16.
+      numbers: ``Integers()``; ``Floats()`` to compare with; or ``Dynamic()``.
 
     Raises:
       ValueError: an equation has no operator; the message names it and its line.
@@ -68,111 +78,33 @@ def tflite(
     except ImportError as error:
         raise ImportError("tflite: LiteRT's schema is missing. Use pip install 'jqz[tflite]'.") from error
     graph = target_graph(net, example, interface, numbers, without={"erf"})
-    writer = _Writer(schema, graph)
+    writer = _Writer(schema, graph, numbers.dynamic)
     builder = sharing(flatbuffers.Builder)(1 << 20)
     builder.Finish(writer.model().Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
-class _Writer:
-    def __init__(self, schema: typing.Any, graph: g.Graph):
-        self.schema, self.graph = schema, graph
-        self.buffers, self.tensors, self.operators = [self._buffer(None)], [], []
-        self.kinds: list[str] = []
-        self.constants: dict[typing.Any, int] = {}
+class _Writer(File):
+    def __init__(self, schema: typing.Any, graph: g.Graph, dynamic: bool):
+        super().__init__(schema)
+        self.graph, self.dynamic = graph, dynamic
         made = {op.result for op in graph.operators if isinstance(op, g.Constant)}
         self.numbers = {
-            i: self._tensor(tensor.shape, tensor.grid, "BOOL" if tensor.boolean else "INT8")
+            i: self._tensor(tensor.shape, tensor.grid, "BOOL" if tensor.boolean else "FLOAT32")
             for i, tensor in ((i, graph.tensors[i]) for i in inner_tensors(graph) if i not in made)
         }
 
     def model(self) -> typing.Any:
-        schema = self.schema
         write_each(self, self.graph)
-        subgraph = schema.SubGraphT()
-        subgraph.tensors, subgraph.operators, subgraph.name = self.tensors, self.operators, b"main"
-        subgraph.inputs = [self.numbers[i] for i in self.graph.inputs]
-        subgraph.outputs = [self.numbers[i] for i in self.graph.outputs]
-        model = schema.ModelT()
-        model.version, model.description, model.subgraphs, model.buffers = 3, b"jqz", [subgraph], self.buffers
-        model.operatorCodes = [self._code(kind) for kind in self.kinds]
-        return model
-
-    def _code(self, kind: str) -> typing.Any:
-        code, number = self.schema.OperatorCodeT(), getattr(self.schema.BuiltinOperator, kind)
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = number, min(number, 127), VERSIONS.get(kind, 2)
-        return code
-
-    def _buffer(self, data: np.ndarray | None) -> typing.Any:
-        buffer = self.schema.BufferT()
-        if data is not None:
-            buffer.data = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.uint8)
-        return buffer
-
-    # --- tensors ------------------------------------------------------------------------------------------------------
-
-    def _tensor(
-        self, shape: typing.Sequence[int], grid: g.Grid | None, dtype: str = "INT8", buffer: int = 0,
-        scales: np.ndarray | None = None, axis: int = 0,
-    ) -> int:  # fmt: skip
-        tensor = self.schema.TensorT()
-        tensor.name = f"{len(self.tensors)}".encode()
-        tensor.shape, tensor.buffer = list(shape), buffer
-        if grid is None and scales is None and dtype == "INT8":
-            dtype = "FLOAT32"
-        tensor.type = getattr(self.schema.TensorType, dtype)
-        if grid is not None or scales is not None:
-            q = self.schema.QuantizationParametersT()
-            q.scale = np.asarray([grid.scale] if grid is not None else scales, np.float32)
-            q.zeroPoint = np.asarray([grid.zero_point] if grid is not None else np.zeros(len(q.scale)), np.int64)
-            q.quantizedDimension = axis
-            tensor.quantization = q
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
-
-    def _codes(self, codes: np.ndarray, limit: int, scales: np.ndarray, axis: int) -> int:
-        """Weights: in half a byte each where they fit."""
-        if not is_half(limit):
-            return self._constant(codes, scales, axis)
-        self.buffers.append(self._buffer(nibbles(codes)))
-        return self._tensor(codes.shape, None, "INT4", len(self.buffers) - 1, scales, axis)
-
-    def _constant(self, array: np.ndarray, scales: np.ndarray | None = None, axis: int = 0) -> int:
-        array = np.asarray(array)
-        key = (array.dtype.name, array.shape, array.tobytes()) if array.dtype == np.int32 and scales is None else None
-        if key is None or key not in self.constants:
-            self.buffers.append(self._buffer(array))
-            dtype = array.dtype.name.upper()
-            index = self._tensor(array.shape, None, dtype, len(self.buffers) - 1, scales, axis)
-            if key is None:
-                return index
-            self.constants[key] = index
-        return self.constants[key]
-
-    def _number(self, number: float, grid: g.Grid | None) -> int:
-        """A code on a grid, or a number in float32, as a tensor of rank 0."""
-        self.buffers.append(self._buffer(np.array(number, np.float32 if grid is None else np.int8)))
-        return self._tensor((), grid, buffer=len(self.buffers) - 1)
-
-    # --- operators ----------------------------------------------------------------------------------------------------
-
-    def _operator(
-        self, kind: str, inputs: typing.Sequence[int], output: int, name: str | None = None, **settings: typing.Any
-    ) -> None:
-        if kind not in self.kinds:
-            self.kinds.append(kind)
-        operator = self.schema.OperatorT()
-        operator.opcodeIndex, operator.inputs, operator.outputs = self.kinds.index(kind), list(inputs), [output]
-        if name is not None:
-            options = getattr(self.schema, f"{name}T")()
-            for key, value in settings.items():
-                assert hasattr(options, key), (name, key)
-                setattr(options, key, value)
-            operator.builtinOptions, operator.builtinOptionsType = options, getattr(self.schema.BuiltinOptions, name)
-        self.operators.append(operator)
+        return self._model(*([self.numbers[i] for i in ends] for ends in (self.graph.inputs, self.graph.outputs)))
 
     def _grid(self, index: int) -> g.Grid | None:
         return self.graph.tensors[index].grid
+
+    def _long(self, index: int) -> bool:
+        """Whether a tensor has codes of 16 bits: biases are int64 then, and weights int8."""
+        grid = self._grid(index)
+        return grid is not None and grid.long
 
     def _scale(self, index: int) -> np.float32:
         grid = self._grid(index)
@@ -188,7 +120,7 @@ class _Writer:
         if grid is None:
             (low, high), free = bounds(op), (-np.inf, np.inf)
         else:
-            (low, high), free = clip_codes(op, grid), (-128, 127)
+            (low, high), free = clip_codes(op, grid), grid.ends
             fused = {name: (code_of(a, grid), code_of(b, grid)) for name, (a, b) in fused.items()}
         can = name is not None and hasattr(getattr(self.schema, f"{name}T")(), "fusedActivationFunction")
         choice = next((a for a, ends in fused.items() if ends == (low, high) and (can or a == "NONE")), None)
@@ -219,11 +151,14 @@ class _Writer:
                 return [self._constant(weight), self._constant(bias)]
             decoded, coded = self._tensor(weight.shape, None), weight.dtype == np.int8
             stored = self._codes(weight, op.limit, scale, axis) if coded else self._constant(weight)
+            if coded and self.dynamic:  # the operators code activations where they find codes for weights
+                return [stored, self._constant(bias)]
             self._operator("DEQUANTIZE", [stored], decoded, "DequantizeOptions")
             return [decoded, self._constant(bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
-        scales = np.asarray(self._scale(op.inputs[0]) * scale)
-        return [self._codes(codes.transpose(order), op.limit, scale, axis), self._constant(bias, scales)]
+        scales, long = np.asarray(self._scale(op.inputs[0]) * scale), self._long(op.inputs[0])
+        weight = self._codes(codes.transpose(order), 127 if long else op.limit, scale, axis)
+        return [weight, self._constant(bias.astype(np.int64 if long else np.int32), scales)]
 
     def _padded(self, op: typing.Any, window: typing.Sequence[int], dilation: typing.Sequence[int]) -> tuple[int, int]:
         """The input, padded by an operator if need be, and the kind of padding that is left."""
@@ -241,7 +176,7 @@ class _Writer:
         config = ((0, 0), *op.padding, (0, 0))
         target = self._tensor([n + sum(p) for n, p in zip(shape, config, strict=True)], grid)
         if isinstance(op, g.MaxPool):  # what never is a maximum
-            lowest = self._number(-np.inf if grid is None else -128, grid)
+            lowest = self._number(-np.inf if grid is None else grid.ends[0], grid)
             inputs = [x, self._constant(np.array(config, np.int32)), lowest]
             self._operator("PADV2", inputs, target, "PadV2Options")
         else:
@@ -263,19 +198,15 @@ class _Writer:
             self._finished(op, "CONV_2D", [x, *self._weights(op, (0, 1, 2, 3), 0)], "Conv2DOptions", **settings)
 
     def _on_dense(self, op: g.Dense) -> None:
-        """A matrix with one scale as such, one with many as a convolution of single pixels.
+        """A matrix in float32 as such, one on codes as a convolution of single pixels.
 
-        LiteRT specifies many scales for the latter alone, and other runtimes of its files keep to that.
+        That takes a scale for each row in all runtimes of such files, and rounds by one rule in all kernels of LiteRT.
         """
         x, weight, bias = self.numbers[op.inputs[0]], *self._weights(op, (0, 1), 0)
         shape, grid = self.graph.tensors[op.result].shape, self._grid(op.result)
-        scales = self.tensors[weight].quantization
-        if scales is None or (scales.scale == scales.scale[0]).all():
-            if scales is not None:
-                scales.scale, scales.zeroPoint = scales.scale[:1], scales.zeroPoint[:1]
-            self._finished(
-                op, "FULLY_CONNECTED", [x, weight, bias], "FullyConnectedOptions", keepNumDims=len(shape) > 2
-            )
+        if self._grid(op.inputs[0]) is None:
+            settings = {"keepNumDims": len(shape) > 2, "asymmetricQuantizeInputs": self.dynamic}
+            self._finished(op, "FULLY_CONNECTED", [x, weight, bias], "FullyConnectedOptions", **settings)
             return
         outs, ins = op.codes.shape
         pixels = int(np.prod(shape[:-1]))
@@ -293,14 +224,32 @@ class _Writer:
         self._reshaped(result, (-1, outs) if len(shape) == 2 else shape, final)
 
     def _on_add(self, op: g.Add) -> None:
-        self._finished(op, "ADD", [self.numbers[i] for i in op.inputs], "AddOptions")
+        # powers of two as scales would otherwise make 16-bit codes meet other kernels
+        self._finished(op, "ADD", [self.numbers[i] for i in op.inputs], "AddOptions", potScaleInt16=False)
 
     def _on_sum(self, op: g.Sum) -> None:
-        shape = self.graph.tensors[op.inputs[0]].shape
+        shape, grid = self.graph.tensors[op.inputs[0]].shape, self._grid(op.inputs[0])
         mean = is_mean(op.factor, [shape[axis] for axis in op.axes])
+        if grid is not None and not mean:
+            self._sum_of_codes(op, grid)
+            return
         inputs = [self.numbers[op.inputs[0]], self._constant(np.array(op.axes, np.int32))]
         keeps = len(self.graph.tensors[op.result].shape) == len(shape)
         self._finished(op, "MEAN" if mean else "SUM", inputs, "ReducerOptions", keepDims=keeps)
+
+    def _sum_of_codes(self, op: g.Sum, grid: g.Grid) -> None:
+        """The runtime's own sums of codes do not saturate."""
+        if not side_by_side(op.axes):
+            raise ValueError(f"tflite: codes are summed over axes {op.axes}, wanted axes side by side.")
+        rows, window, channels = pooled_shape(self.graph.tensors[op.inputs[0]].shape, op.axes)
+        source = self._tensor((rows, window, 1, channels), grid)
+        target = self._tensor((rows, 1, 1, channels), self._grid(op.result))
+        self._reshaped(self.numbers[op.inputs[0]], (rows if min(op.axes) == 0 else -1, window, 1, channels), source)
+        final, self.numbers[op.result] = self.numbers[op.result], target
+        valid = {"padding": self.schema.Padding.VALID, "strideH": 1, "strideW": 1}
+        self._summed(op, source, (window, 1), op.factor, valid)
+        self.numbers[op.result], whole = final, self.graph.tensors[op.result].shape
+        self._reshaped(target, (-1, *whole[1:]) if min(op.axes) else whole, final)
 
     def _on_sumpool(self, op: g.SumPool) -> None:
         grid, source = self._grid(op.result), self.numbers[op.inputs[0]]
@@ -311,12 +260,18 @@ class _Writer:
             settings |= {"filterHeight": op.window[0], "filterWidth": op.window[1]}
             self._operator("AVERAGE_POOL_2D", [source], self.numbers[op.result], "Pool2DOptions", **settings)
             return
-        # the runtime's pooling keeps the grid, and rounds once more; ones as weights do not
-        channels = self.graph.tensors[op.inputs[0]].shape[-1]
-        factor = np.full(channels, op.factor, np.float32)
-        ones = self._constant(np.ones((1, *op.window, channels), np.int8), factor, 3)
-        bias = self._constant(np.zeros(channels, np.int32), np.asarray(self._scale(op.inputs[0]) * factor))
-        settings |= {"depthMultiplier": 1, "dilationHFactor": 1, "dilationWFactor": 1}
+        self._summed(op, source, op.window, op.factor, settings)  # pooling keeps the grid, and rounds once more
+
+    def _summed(
+        self, op: g.Sum | g.SumPool, source: int, window: tuple[int, ...], factor: typing.Any, settings: typing.Any
+    ) -> None:
+        """Sums over windows as products with ones, which are rounded once."""
+        channels = self.tensors[source].shape[-1]
+        scale = np.full(channels, factor, np.float32)
+        ones = self._constant(np.ones((1, *window, channels), np.int8), scale, 3)
+        zeros = np.zeros(channels, np.int64 if self._long(op.inputs[0]) else np.int32)
+        bias = self._constant(zeros, np.asarray(self._scale(op.inputs[0]) * scale))
+        settings = settings | {"depthMultiplier": 1, "dilationHFactor": 1, "dilationWFactor": 1}
         self._finished(op, "DEPTHWISE_CONV_2D", [source, ones, bias], "DepthwiseConv2DOptions", **settings)
 
     def _on_maxpool(self, op: g.MaxPool) -> None:

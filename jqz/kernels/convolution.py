@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, coder, contracted, fits_int32, meet, obstacle, total
-from jqz._pending import Scaled, product
-from jqz._requant import Requant
+from jqz._activations import Inputs, coder, contracted, fits_int32, halves, meet, obstacle, total
+from jqz._pending import Scaled, product, together
+from jqz._rescaling import Requant
 from jqz._values import Levels, Value, as_levels
 from jqz._walk import Equation, Rule
 from jqz.lowerings.convolution import Convolution, convolve, pad
@@ -29,11 +29,15 @@ def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
             return None
         weight = as_levels(met.against(code)) if met.side == 0 else None
         x = met.rounded(code)
-        if weight is None or x is None or not _integral(eqn, x, weight):  # the same rounding, in float
+        parts = () if x is None else halves(x)
+        integral = weight is not None and all(_integral(eqn, part, weight) for part in parts)
+        if weight is None or x is None or not integral:  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
             return [eqn.on(*met.both_in_float(code))]
-        eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
-        result = _convolve(eqn, x, weight)
+        why = "static range" if met.grid is not None else "dynamic range"
+        eqn.say(how="int8" if len(parts) == 1 else "int16", why=why)
+        result, *rest = (_convolve(eqn, part, weight) for part in parts)
+        result = together(result, *rest) if rest else result
         waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
         return [result if waits else result.decode().astype(eqn.avals[0].dtype)]
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jqz._activations import Inputs, coder, fits_int32, meet, obstacle, total
-from jqz._pending import Scaled, product
-from jqz._requant import Requant
+from jqz._activations import Inputs, coder, fits_int32, halves, meet, obstacle, total
+from jqz._pending import Scaled, product, together
+from jqz._rescaling import Requant
 from jqz._values import Levels, Value, as_levels, decode
 from jqz._walk import Equation, Rule
 from jqz.lowerings.dot import dot as lowered_dot
@@ -49,11 +49,15 @@ def rules(inputs: Inputs, requant: Requant | None = None) -> dict[str, Rule]:
         result = None
         if weight is not None and x is not None:
             (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
-            result = dot_levels(*met.ordered(x, weight), Dims((tuple(lc), tuple(rc)), (tuple(lb), tuple(rb))))
+            dims = Dims((tuple(lc), tuple(rc)), (tuple(lb), tuple(rb)))
+            results = [dot_levels(*met.ordered(part, weight), dims) for part in halves(x)]
+            products = [part for part in results if isinstance(part, Scaled)]
+            result = results[0] if len(results) == 1 else together(*products) if len(products) == 2 else None
         if result is None:  # the same rounding, in float
             eqn.say(how="rounded float", why=obstacle(met, weight, x))
             return [eqn.on(*met.both_in_float(code))]
-        eqn.say(how="int8", why="static range" if met.grid is not None else "dynamic range")
+        why = "static range" if met.grid is not None else "dynamic range"
+        eqn.say(how="int8" if x is None or x.limit <= 128 else "int16", why=why)
         waits = requant is not None and met.grid is not None and eqn.avals[0].dtype == jnp.float32
         return [result if isinstance(result, Scaled) and waits else decode(result).astype(eqn.avals[0].dtype)]
 

@@ -19,7 +19,7 @@ from jqz import _paths
 from jqz._activations import coder
 from jqz._observer import Observer, covering
 from jqz._pending import Waiting, moved_codes
-from jqz._requant import Requant
+from jqz._rescaling import Requant
 from jqz._scheme import Scheme
 from jqz._sites import Seen
 from jqz._stacked import Stacked

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._activations import Inputs, coder, fits_int32, meet, obstacle, total
-from jqz._requant import Requant
+from jqz._rescaling import Requant
 from jqz._values import Levels, Value, as_levels, decode
 from jqz._walk import Equation, Rule
 
@@ -43,7 +43,13 @@ def _integral(eqn: Equation, x: Levels, w: Levels) -> bool:
         and tuple(dims.rhs_group_dimensions) == (0,)
         and eqn.params["group_offset"] is None
     )
-    return plain and not x.varies_along([1]) and not w.varies_along([1]) and fits_int32(x.shape[1], x, w)
+    return (
+        plain
+        and x.limit <= 128
+        and not x.varies_along([1])
+        and not w.varies_along([1])
+        and fits_int32(x.shape[1], x, w)
+    )
 
 
 def _ragged_dot(x: Levels, w: Levels, sizes: jax.Array) -> jax.Array:

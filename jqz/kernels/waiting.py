@@ -24,12 +24,14 @@ from jqz._pending import (
     product,
     waiting,
 )
-from jqz._requant import Requant
+from jqz._rescaling import Requant
 from jqz._values import Activation, Lazy, Pending, Value, decode, is_weight
 from jqz._walk import Equation, Rule
 
 #: So many codes, of at most 255 steps from their zero point, have a sum that float32 holds exactly.
 LARGEST_SUM = 2**16
+#: So many codes of 16 bits have a sum that int32 holds.
+LARGEST_LONG_SUM = 2**15
 
 
 def rules(requant: Requant) -> dict[str, Rule]:
@@ -143,7 +145,8 @@ def rules(requant: Requant) -> dict[str, Rule]:
         if inner is None:
             return None
         window = eqn.params.get("window_dimensions") or [inner.shape[axis] for axis in eqn.params["axes"]]
-        if isinstance(x, Activation) and isinstance(inner, Scaled) and math.prod(window) <= LARGEST_SUM:
+        largest = LARGEST_LONG_SUM if requant.long else LARGEST_SUM
+        if isinstance(x, Activation) and isinstance(inner, Scaled) and math.prod(window) <= largest:
             aval, [codes] = eqn.avals[0], inner.parts  # codes with one scale: the sum is an integer
             acc, scales = eqn.bind(codes.integers)[0], (_rank(codes.scales[0], aval.ndim), _ranked(1, aval.ndim))
             if "axes" in eqn.params and isinstance(codes, OfCodes):

@@ -119,7 +119,7 @@ class Symmetric(Scheme):
         return codes.astype(scale.dtype) * scale
 
     def affine(self, grid: ScaleGrid) -> Affine | None:
-        if isinstance(self.bits, jax.Array) or self.bits > 8:
+        if isinstance(self.bits, jax.Array):
             return None
         low, high = self.codes.bounds(self.bits)
         return Affine(grid.scale, None, lambda codes: codes, -low, (low, high) if self.rounding.nearest else None)

@@ -133,6 +133,17 @@ def _means():
     return fn, {"a/kernel": jnp.eye(64), "b/kernel": jnp.eye(64)}, np.float32(0.02) * codes.astype(np.float32)
 
 
+def sums(params, x):
+    """Sums over axes and windows."""
+    y = jax.nn.relu(x @ params["a/kernel"])
+    windows = jax.lax.reduce_window(y, np.float32(0), jax.lax.add, (1, 2, 2, 1), (1, 1, 1, 1), "VALID")
+    return (
+        y.sum((1, 2)) @ params["b/kernel"],
+        y.sum(1, keepdims=True) @ params["b/kernel"],
+        windows @ params["c/kernel"],
+    )
+
+
 NETWORKS: dict[str, typing.Callable] = {
     "mobile": _mobile,
     "lenet": lambda: (
@@ -154,6 +165,7 @@ NETWORKS: dict[str, typing.Callable] = {
         (4, 8),
     ),
     "resized": lambda: (resized, kernels(a_kernel=(2, 3), b_kernel=(3, 5)), (4, 4, 2)),
+    "sums": lambda: (sums, kernels(a_kernel=(4, 8), b_kernel=(8, 8), c_kernel=(8, 8)), (5, 3, 4)),
     "nnx": _nnx,
     "means": _means,
 }  # fmt: skip
@@ -164,13 +176,17 @@ class Case(typing.NamedTuple):
     x: np.ndarray
 
 
+#: Activations of 16 bits.
+LONG = jqz.Policy(dict(POLICY.rules), inputs=jqz.Symmetric(bits=16))
+
+
 @functools.cache
-def case(name):
+def case(name, policy=POLICY):
     """A complete net and 40 inputs, of which it has seen 20, on the grid of the input."""
     fn, variables, x = NETWORKS[name]()
     if isinstance(x, tuple):  # a shape
         x = np.random.default_rng(3).standard_normal((40, *x)).astype(np.float32)
-    net = jqz.export.complete(jqz.convert(fn, variables, [x[:20]], POLICY), x[:20])
+    net = jqz.export.complete(jqz.convert(fn, variables, [x[:20]], policy), x[:20])
     return Case(net, x)
 
 

@@ -50,6 +50,18 @@ def test_codes_are_ours(name):
             np.testing.assert_allclose(theirs, ours, rtol=2e-6, atol=2e-7)
 
 
+@pytest.mark.parametrize("name", ["mobile", "sums", "means"])
+def test_sums_of_codes_are_not_in_float32(name, tmp_path):
+    """Where a tie would fall either way."""
+    net, x = networks.case(name)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    onnxruntime.InferenceSession(jqz.export.onnx(net, x[:2]), options, providers=["CPUExecutionProvider"])
+    kinds = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert not kinds & {"Conv", "GlobalAveragePool", "ReduceMean", "ReduceSum"}
+    assert ("QLinearGlobalAveragePool" in kinds) == (name != "sums")
+
+
 @pytest.mark.parametrize("name", networks.FORMATS)
 def test_weights_alone_are_coded(name):
     net, x = networks.weights_only(name)
@@ -139,4 +151,10 @@ def test_without_the_extra(monkeypatch):
     net, x = networks.case("nnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"pip install 'jqz\[onnx\]'"):
+        jqz.export.onnx(net, x)
+
+
+def test_sixteen_bits_are_refused():
+    net, x = networks.case("nnx", networks.LONG)
+    with pytest.raises(ValueError, match="activations of 16 bits are for tflite alone"):
         jqz.export.onnx(net, x)

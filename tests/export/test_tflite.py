@@ -29,8 +29,9 @@ def litert(file, x, resolver=OpResolverType.AUTO):
 
 
 def input_codes(file, x):
-    scale, zero_point = Interpreter(model_content=file).get_input_details()[0]["quantization"]
-    return np.clip(np.rint(x / np.float32(scale)) + zero_point, -128, 127).astype(np.int8)
+    details = Interpreter(model_content=file).get_input_details()[0]
+    (scale, zero_point), ends = details["quantization"], np.iinfo(details["dtype"])
+    return np.clip(np.rint(x / np.float32(scale)) + zero_point, ends.min, ends.max).astype(details["dtype"])
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -49,6 +50,57 @@ def test_codes_are_ours(name, runtime):
             np.testing.assert_array_equal(theirs, codes)
         else:  # softmax and the like are float32 on the same codes
             np.testing.assert_allclose(theirs, ours, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("name", ["mobile", "lenet", "branches", "sums", "means"])
+def test_sixteen_bits(name):
+    net, x = networks.case(name, networks.LONG)
+    assert net.requant == jqz.requant.Int16x8()
+    file = jqz.export.tflite(net, x, interface=jqz.export.Codes())
+    want = jax.tree.leaves(net(x))
+    for resolver in (OpResolverType.BUILTIN_REF, OpResolverType.AUTO):
+        got, grids = litert(file, input_codes(file, x), resolver)
+        for theirs, (scale, _), ours in zip(got, grids, want, strict=True):
+            if theirs.dtype == np.int16:
+                assert np.abs(theirs).max() > 2**14
+                np.testing.assert_array_equal(theirs, np.rint(ours / np.float32(scale)))
+            else:
+                np.testing.assert_allclose(theirs, ours, rtol=2e-6, atol=2e-7)
+
+
+def test_fewer_than_sixteen_bits():
+    """And a weight with one scale, a dead channel with a bias beyond 32 bits, and sums of the same codes."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 6), (6, 6)))
+    w[:, 2] = 0
+    gamma = np.float32([1, -1, 0, 1e-12, 2, 1])
+
+    def fn(params, x):
+        y = (x @ params["w"]) * gamma[None] + 0.5
+        return y + jax.nn.relu(y)
+
+    policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Symmetric(bits=12))
+    net = jqz.export.complete(jqz.convert(fn, {"w": jnp.asarray(w)}, [x], policy), x)
+    file = jqz.export.tflite(net, x, interface=jqz.export.Codes())
+    ends = 2**11 - 1
+    codes = np.clip(input_codes(file, x), -ends, ends)
+    (theirs,), ((scale, _),) = litert(file, codes, OpResolverType.BUILTIN_REF)
+    np.testing.assert_array_equal(theirs, np.rint(np.asarray(net(x)) / np.float32(scale)))
+    assert ends // 2 < np.abs(theirs).max() <= ends
+    np.testing.assert_allclose(net(x), fn(jqz.dequantize(net.qparams), x), atol=0.03)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_dense_layers_with_one_scale(runtime):
+    rule, resolver = RUNTIMES[runtime]
+    params, x = networks.kernels(a_kernel=(20, 30)), np.random.default_rng(3).standard_normal((100, 20))
+    x = x.astype(np.float32)
+    policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    net = jqz.export.complete(jqz.convert(lambda params, x: x @ params["a/kernel"], params, [x], policy), x)
+    file = jqz.export.tflite(net, x, interface=jqz.export.Codes())
+    (theirs,), ((scale, zero_point),) = litert(file, input_codes(file, x), resolver)
+    ours = dataclasses.replace(net, requant=rule)(x)
+    np.testing.assert_array_equal(theirs, np.rint(np.asarray(ours) / np.float32(scale)) + zero_point)
 
 
 def test_values_in_and_out():
