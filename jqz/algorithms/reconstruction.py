@@ -27,7 +27,7 @@ def reconstruct(
     *,
     together: Iterable[Sequence[str]] = (),
     steps: int = 500,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.03,
     strength: float = 5.0,
     beta: tuple[float, float] = (20.0, 2.0),
     warm_up: float = 0.2,
