@@ -9,6 +9,7 @@ import numpy as np
 
 from jqz import _paths
 from jqz._budgets import AccuracyDrop, Budget, Item
+from jqz._channels import replaced
 from jqz._policy import Policy
 from jqz._scheme import Identity, Scheme
 from jqz._sensitivity import Sensitivity
@@ -116,7 +117,7 @@ def search(
 
     References: HAWQ-V3 arXiv:2011.10680; schemes chosen automatically are the outlook of arXiv:1910.04877.
     """
-    from jqz.algorithms.sensitivity import offered, replaced, rounded_by, sensitivity
+    from jqz.algorithms.sensitivity import offered, rounded_by, sensitivity
 
     batches = list(batches)
     weights, offers = offered("search", params, candidates)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz import _paths
-from jqz._learnable import is_whole, value_and_grid
+from jqz._channels import replaced
+from jqz._learnable import value_and_grid
 from jqz._measures import Measure, OutputKL, Problem, Weights
 from jqz._policy import Policy, resolve
 from jqz._scheme import Identity, Scheme
@@ -91,12 +92,6 @@ def sensitivity(
         np.float64,
     )
     return Sensitivity(tuple(weights), schemes, scores, tuple(w.size for w in weights.values()), measure)
-
-
-def replaced(params: typing.Any, weights: Weights) -> typing.Any:
-    """The parameters with other weights at their paths."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_whole)
-    return treedef.unflatten([weights.get(_paths.name(path), leaf) for path, leaf in leaves])
 
 
 def rounded_by(
