@@ -2,13 +2,15 @@
 
     python benchmarks/post_training.py                      # minutes on two cores
     python benchmarks/post_training.py --images 512 --only "2 bits"
+    python benchmarks/post_training.py --network FILE.npz   # another one, of benchmarks/tables.py --export
 
 The network is the one of tests/data. All weights of convolutions and of the last layer have one grid for each output
 channel. Columns, top-1 on the 10,000 test images:
 
 - nearest: every weight to its nearest level; in brackets, with a grid that covers the largest magnitude
-- data-free: inputs are synthesized from the statistics of the batch norms; GPTQ; batch norms corrected by the change
-- images: the same with unlabelled training images; GPTQ; batch norms measured again
+- data-free: GPTQ on inputs synthesized from the statistics of the batch norms
+- images: GPTQ on unlabelled training images; batch norms measured again on them
+- blocks: the same, then rounding learned for whole blocks on these images
 """
 
 import argparse
@@ -58,8 +60,8 @@ class Setting(typing.NamedTuple):
     inputs: dict[str, jax.Array]
 
 
-def setting(images: int, synthetic: int, steps: int) -> Setting:
-    data, variables = fashion_mnist.load(), jax.tree.map(jnp.asarray, checkpoints.resnet20())
+def setting(network: pathlib.Path, images: int, synthetic: int, steps: int) -> Setting:
+    data, variables = fashion_mnist.load(), jax.tree.map(jnp.asarray, checkpoints.resnet20(network))
     order = np.random.default_rng(0).permutation(len(data.train.images))[:images]
     shape = (synthetic, *data.test.images.shape[1:])
     inputs = {
@@ -73,7 +75,7 @@ def setting(images: int, synthetic: int, steps: int) -> Setting:
 
 @jax.jit
 def _classes(variables: typing.Any, x: jax.Array) -> jax.Array:
-    return MODEL.apply(variables, x).argmax(-1)
+    return jqz.lowered(MODEL.apply)(variables, x).argmax(-1)
 
 
 def accuracy(variables: typing.Any, tests: list[tuple[jax.Array, np.ndarray]]) -> float:
@@ -93,32 +95,37 @@ def row(scheme: jqz.Scheme, plain: jqz.Scheme, s: Setting) -> dict[str, float]:
     }
     for name, x in s.inputs.items():
         qparams = algorithms.gptq(s.variables, policy, watch(s.variables, x))
-        reference = s.variables if name == "data-free" else None
-        found[name] = accuracy(
-            algorithms.reestimate_batch_norm(MODEL.apply, qparams, [x], reference=reference), s.tests
-        )
+        if name == "images":
+            qparams = algorithms.reestimate_batch_norm(MODEL.apply, qparams, [x])
+        found[name] = accuracy(qparams, s.tests)
+    batches = [x[i : i + 64] for i in range(0, len(x) - 63, 64)]
+    found["blocks"] = accuracy(algorithms.reconstruct(MODEL.apply, s.variables, qparams, batches, steps=300), s.tests)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", type=pathlib.Path, default=checkpoints.RESNET20)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--synthetic", type=int, default=256)
     parser.add_argument("--steps", type=int, default=200, help="of synthesis")
     parser.add_argument("--only", choices=ROWS)
     args = parser.parse_args()
+    jqz.tune_allocator()
     start = time.perf_counter()
-    s = setting(args.images, args.synthetic, args.steps)
+    s = setting(args.network, args.images, args.synthetic, args.steps)
     exact = accuracy(s.variables, s.tests)
     print(f"float32: {exact:.2f} %\n")
-    print("| weights | nearest | data-free | lost (goal) | images | lost (goal) |\n|---|---|---|---|---|---|")
+    print(
+        "| weights | nearest | data-free | lost (goal) | images | lost (goal) | blocks |\n|---|---|---|---|---|---|---|"
+    )
     for name, (scheme, plain, goals) in ROWS.items():
         if args.only in (None, name):
             found = row(scheme, plain, s)
             lost = [f"{exact - found[key]:.2f} ({goal})" for key, goal in zip(s.inputs, goals, strict=True)]
             print(
                 f"| {name} | {found['nearest']:.2f} ({found['plain']:.2f}) | {found['data-free']:.2f} | {lost[0]} "
-                f"| {found['images']:.2f} | {lost[1]} |",
+                f"| {found['images']:.2f} | {lost[1]} | {found['blocks']:.2f} |",
                 flush=True,
             )
     print(f"\n{time.perf_counter() - start:.0f} s")

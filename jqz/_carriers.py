@@ -214,7 +214,14 @@ def rules(sources: list[Source], uses: dict[str, int], ones: frozenset[str]) -> 
 
     def clipped(eqn: Equation, x: Value, y: Value) -> Sequence[Value] | None:
         x, y = (x, y) if _carries(x) else (y, x)
-        return x.on(eqn.on(x.value, y), block=1) if _carries(x) and _is_zero(y) else None
+        if not _carries(x) or not same(eqn, x):
+            return None
+        if isinstance(y, Channels) and y.bare is not None and x.axes == (y.axis,):  # a bound that goes with the channel
+            used(y.bare)
+            x.source.shifts.append(Place(y.bare, (0,)))
+        elif not _is_zero(y):
+            return None
+        return x.on(eqn.on(x.value, y), block=1)
 
     def reduced(eqn: Equation, x: Value) -> Sequence[Value] | None:
         gone = eqn.params["axes"]
@@ -289,7 +296,7 @@ def rules(sources: list[Source], uses: dict[str, int], ones: frozenset[str]) -> 
         **dict.fromkeys(("add", "sub"), shifted),
         **dict.fromkeys(("mul", "div"), scaled),
         **dict.fromkeys(("square", "integer_pow"), squared),
-        "max": clipped,
+        **dict.fromkeys(("max", "min"), clipped),
         **dict.fromkeys(("reduce_sum", "reduce_max"), reduced),
         **dict.fromkeys(("reduce_window_max", "reduce_window_sum"), windowed),
         **dict.fromkeys(("neg", "copy", "stop_gradient", "convert_element_type"), passed),

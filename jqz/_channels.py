@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz._inference import walk_through
+from jqz._learnable import is_whole
 from jqz._paths import name as path_name
 from jqz._qtensor import is_qtensor
 from jqz._values import Pending, Value, Weight, decode
@@ -231,7 +232,7 @@ def walk_channels(
 
 def replaced(params: typing.Any, changed: Leaves) -> typing.Any:
     """The tree with other values for the leaves of some paths, in the dtypes that they had."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_qtensor)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_whole)
     named = [(path_name(path), leaf) for path, leaf in flat]
     return treedef.unflatten([changed[name].astype(leaf.dtype) if name in changed else leaf for name, leaf in named])
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from jqz import _paths
 from jqz._budgets import AccuracyDrop, Budget, Item
+from jqz._channels import replaced
 from jqz._policy import Policy
 from jqz._scheme import Identity, Scheme
 from jqz._sensitivity import Sensitivity
@@ -16,7 +17,7 @@ from jqz._solvers import Exact, Front, Solver
 from jqz._transform import quantize, size_bytes
 
 if typing.TYPE_CHECKING:
-    from jqz.algorithms.sensitivity import Candidates
+    from jqz.algorithms.sensitivity import Candidates, Rounder
 
 
 @typing.final
@@ -73,6 +74,7 @@ def search(
     scores: Sensitivity | None = None,
     solver: Solver = Exact(),
     ties: Sequence[Sequence[str]] = (),
+    rounder: "Rounder | None" = None,
 ) -> Found:
     """Chooses a scheme for each weight so that the model loses least within a budget.
 
@@ -91,6 +93,8 @@ def search(
         several searches; computed if left out.
       solver: ``Exact`` or ``Lagrangian`` of ``jqz.solvers``.
       ties: groups of globs whose weights get the same scheme, such as ``jqz.algorithms.residual_ties`` finds.
+      rounder: what rounds the weights for the scores and for ``AccuracyDrop``, such as
+        ``lambda params, policy: gptq(params, policy, stats)``; called once for each candidate. Nearest if left out.
 
     Returns:
       ``Found``, with ``policy`` and ``front``.
@@ -113,12 +117,13 @@ def search(
 
     References: HAWQ-V3 arXiv:2011.10680; schemes chosen automatically are the outlook of arXiv:1910.04877.
     """
-    from jqz.algorithms.sensitivity import offered, replaced, rounded_by, sensitivity
+    from jqz.algorithms.sensitivity import offered, rounded_by, sensitivity
 
     batches = list(batches)
     weights, offers = offered("search", params, candidates)
+    once = None if rounder is None else _once(rounder)
     if scores is None:
-        scores = sensitivity(fn, params, batches, candidates)
+        scores = sensitivity(fn, params, batches, candidates, rounder=once)
     schemes = tuple(dict.fromkeys(scheme for some in offers.values() for scheme in some))
     if scores.paths != tuple(weights) or set(scores.candidates) != set(schemes):
         raise ValueError(
@@ -137,7 +142,7 @@ def search(
         chosen = dict(zip(weights, (scores.candidates[c] for c in choices[index]), strict=True))
         rounded = {}
         for scheme in set(chosen.values()) - {None}:  # all weights, as the scores were computed: compiled already
-            copies = rounded_by(scheme, weights, offers)
+            copies = rounded_by(scheme, weights, offers, params, once)
             rounded |= {path: copies[path] for path, own in chosen.items() if own == scheme}
         return replaced(params, rounded)
 
@@ -146,6 +151,18 @@ def search(
     else:
         index, accuracy = _within(front, budget, sum(scores.weights)), {}
     return Found(_policy(scores, choices[index]), index, front, scores, budget, accuracy)
+
+
+def _once(rounder: "Rounder") -> "Rounder":
+    """The rounder, which keeps what it made for each policy of the same parameters."""
+    kept: dict[Policy, typing.Any] = {}
+
+    def rounded(params: typing.Any, policy: Policy) -> typing.Any:
+        if policy not in kept:
+            kept[policy] = rounder(params, policy)
+        return kept[policy]
+
+    return rounded
 
 
 def _bits(scheme: Scheme | None) -> int:

@@ -24,14 +24,14 @@ def read(path: pathlib.Path = RESNET20) -> dict[str, Coded | np.ndarray]:
     return plain | {name: Coded(arrays[f"{name}/codes"], arrays[f"{name}/scale"]) for name in coded}
 
 
-def resnet20() -> dict[str, typing.Any]:
+def resnet20(path: pathlib.Path = RESNET20) -> dict[str, typing.Any]:
     """Variables of ``benchmarks/tables.py``'s float ResNet-20, trained on Fashion-MNIST, from 8 bits a weight.
 
     ``ResNet((3, 3, 3), 16, stem=3, classes=10, stem_stride=2)`` of ``benchmarks/networks.py``; images as
     (x / 255 - 0.286) / 0.353. It classifies 92.5 % of the test images.
     """
     tree: dict[str, typing.Any] = {}
-    for name, leaf in read().items():
+    for name, leaf in read(path).items():
         *parents, last = name.split("/")
         place = tree
         for parent in parents:

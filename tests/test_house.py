@@ -32,7 +32,7 @@ FLOORS = (
     ("_policy", "_values", "_stacked", "_expression", "_samples", "_sensitivity"),
     ("_walk",),
     ("_interpret", "_pending"),
-    ("_flow",),
+    ("_flow", "_blocks"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations", "_masks", "_rows"),
@@ -40,7 +40,16 @@ FLOORS = (
     ("kernels/*", "observers/*"),
     ("kernels", "observers"),
     # 5: everything that users compose
-    ("_inference", "_graph", "_layers", "_descent", "files/range_coding", "files/lazy", "files/atomic"),
+    (
+        "_inference",
+        "_graph",
+        "_layers",
+        "_descent",
+        "_soft_rounding",
+        "files/range_coding",
+        "files/lazy",
+        "files/atomic",
+    ),
     ("files/tree", "files/names"),
     ("files/safetensors",),
     ("_audit",),

@@ -220,6 +220,45 @@ def test_accuracy_drop_measures_until_it_holds():
         )  # fmt: skip
 
 
+def test_a_rounder_of_ones_own_scores_and_is_measured():
+    """One that keeps the first half of each weight: scores and measured parameters are its own, rounded once each."""
+    schemes, asked, measured = (jqz.Symmetric(bits=2), jqz.Symmetric(bits=4)), [], []
+
+    def rounder(params, policy):
+        asked.append(policy)
+        half = lambda w, q: np.where(np.arange(len(w))[:, None] < len(w) // 2, w, q)  # noqa: E731
+        coded = jqz.dequantize(jqz.quantize(params, policy))
+        return jax.tree.map(lambda w, q: half(w, q) if np.ndim(w) == 2 else w, params, coded)
+
+    def evaluate(params):
+        measured.append(params)
+        return float(np.array_equal(np.asarray(CASE.fn(params, CASE.x)).argmax(-1), ANSWERS))
+
+    plain = sensitivity(CASE.fn, CASE.variables, [CASE.x], schemes)
+    budget = budgets.AccuracyDrop(1.0, evaluate)
+    choice = jqz.search(CASE.fn, CASE.variables, [CASE.x], schemes, budget, rounder=rounder)
+    assert len(asked) == 2
+    for i, path in enumerate(PATHS):
+        for j, scheme in enumerate(schemes):
+            alone = rounder(CASE.variables, jqz.Policy({path: scheme}))
+            p, q = (
+                np.asarray(jax.nn.log_softmax(CASE.fn(tree, CASE.x)), np.float64) for tree in (CASE.variables, alone)
+            )
+            wanted = np.mean(np.sum(np.exp(p) * (p - q), -1))
+            assert choice.sensitivity.scores[i, j] == pytest.approx(wanted, rel=1e-2, abs=1e-6)
+    assert not np.allclose(choice.sensitivity.scores, plain.scores, rtol=0.05)
+    for tree in measured[1:]:
+        for path, w in zip(PATHS, _kernels(CASE.variables), strict=True):
+            np.testing.assert_array_equal(_kernels(tree)[PATHS.index(path)][: len(w) // 2], w[: len(w) // 2])
+
+
+ANSWERS = np.asarray(CASE.fn(CASE.variables, CASE.x)).argmax(-1)
+
+
+def _kernels(tree):
+    return [np.asarray(tree["params"][f"Dense_{i}"]["kernel"]) for i in range(3)]
+
+
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="cheapest candidates cost"):
         found(budgets.AverageBits(1.5))

@@ -17,6 +17,9 @@ rounder                       method                                            
 ``k_means``                   codebooks learned where inputs are large                  2306.07629
 ============================= ========================================================= =========
 
+``reconstruct`` goes on from codes: ``f(fn, params, qparams, batches) -> qparams`` learns rounding for what whole
+blocks of the model compute (2102.05426), and no block gets worse.
+
 Corrections are functions ``f(fn, ..., batches) -> params`` that put right what rounding did to the rest of a model.
 They find its parts in its program, not by names.
 
@@ -73,6 +76,7 @@ from jqz.algorithms.hqq import hqq
 from jqz.algorithms.k_means import k_means
 from jqz.algorithms.nearest import nearest
 from jqz.algorithms.partial import heads, layers, most_sensitive, only, skip_first, skip_last
+from jqz.algorithms.reconstruction import reconstruct
 from jqz.algorithms.rotation import hadamard
 from jqz.algorithms.sensitivity import sensitivity
 from jqz.algorithms.smoothing import smooth_quant
@@ -114,6 +118,7 @@ __all__ = [
     "most_sensitive",
     "nearest",
     "only",
+    "reconstruct",
     "reestimate_batch_norm",
     "residual_ties",
     "sensitivity",

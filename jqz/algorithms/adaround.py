@@ -12,9 +12,7 @@ from jqz._policy import PolicyLike
 from jqz._rows import Contraction
 from jqz._scheme import Scheme
 from jqz._sites import Stats
-
-#: The rectified sigmoid reaches from LOW to HIGH before it is clipped to 0 and 1, so that it gets there.
-_LOW, _HIGH = -0.1, 1.1
+from jqz._soft_rounding import Annealing, annealing, inverse, neighbours, soft
 
 
 def adaround(
@@ -80,13 +78,7 @@ def adaround(
 
     References: arXiv:2004.10568.
     """
-    if not (steps >= 1 and 0 <= warm_up < 1):
-        raise ValueError(
-            f"adaround: got steps={steps!r} and warm_up={warm_up!r}, wanted at least one step and a share below 1. "
-            "Use steps=1000, warm_up=0.2."
-        )
-    first, last = map(float, beta)
-    rounder = _AdaRound(int(steps), float(learning_rate), float(strength), first, last, float(warm_up))
+    rounder = _AdaRound(annealing("adaround", steps, strength, beta, warm_up), float(learning_rate))
     return round_layers("adaround", params, policy, stats, rounder)
 
 
@@ -94,15 +86,11 @@ def adaround(
 class _AdaRound:
     """The rounder of one layer."""
 
-    steps: int
+    annealing: Annealing
     learning_rate: float
-    strength: float
-    first: float
-    last: float
-    warm_up: float
 
     def __call__(self, layer: Layer, scheme: Scheme, contraction: Contraction) -> jax.Array:
-        codes, other, values, beyond = neighbours(layer, scheme)
+        codes, other, values, beyond = neighbours(layer.weight, layer.grid, scheme)
         gram, weight, near, far = layer.products, *map(contraction.matrix, (layer.weight, values, beyond))
         gap = jnp.abs(far - near)
         low, moves = jnp.minimum(near, far), gap > 0
@@ -112,50 +100,22 @@ class _AdaRound:
         usual = jnp.mean(diagonal[:, :, None] * gap**2, axis=1, keepdims=True) / 12
         unit = jnp.where(usual > 0, usual, 1)
 
-        def soft(v: jax.Array) -> jax.Array:
-            return jnp.clip((_HIGH - _LOW) * jax.nn.sigmoid(v) + _LOW, 0, 1)
-
         optimizer = optax.adam(self.learning_rate)
 
         def step(i: jax.Array, carry: typing.Any) -> typing.Any:
             v, state = carry
-            done = (i.astype(weight.dtype) / self.steps - self.warm_up) / (1 - self.warm_up)
-            beta = self.last + (self.first - self.last) * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
-
-            def regular(h: jax.Array) -> jax.Array:
-                return jnp.sum(1 - jnp.abs(2 * h - 1) ** beta)
-
             h, back = jax.vjp(soft, v)
             change = low + h * gap - weight
             slope = 2 * gap * jnp.matmul(gram, change, precision=jax.lax.Precision.HIGHEST) / unit
-            slope = slope + jnp.where(done > 0, self.strength, 0) * jax.grad(regular)(h)
+            slope = slope + self.annealing.slope(h, i)
             with jax.numpy_dtype_promotion("standard"):  # Adam raises floats to its integer count
                 updates, state = optimizer.update(back(slope)[0], state)
             return v + typing.cast(jax.Array, updates), state
 
-        start = (share - _LOW) / (_HIGH - _LOW)
-        start = jnp.log(start) - jnp.log1p(-start)
-        v, _ = jax.lax.fori_loop(0, self.steps, step, (start, optimizer.init(start)))
+        start = inverse(share)
+        v, _ = jax.lax.fori_loop(0, self.annealing.steps, step, (start, optimizer.init(start)))
         up = (soft(v) >= 0.5) == (far > near)
         found = jnp.where(moves & up, far, near)
         errors = [output_error(gram, values - weight) for values in (found, near)]
         chosen = moves & up & (errors[0] < errors[1])[:, None]
         return jnp.where(contraction.weight(chosen, codes.shape), other, codes)
-
-
-def neighbours(layer: Layer, scheme: Scheme) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The codes nearest to a weight, those of the next levels beyond it, and the values of both.
-
-    Where there is no level on the other side the two are the same.
-    """
-    codes = scheme.encode(layer.weight, layer.grid)
-    values = scheme.decode(codes, layer.grid).astype(layer.weight.dtype)
-    other, beyond = codes, values
-    for by in (1, -1):
-        beside = codes + jnp.asarray(by).astype(codes.dtype)
-        level = scheme.decode(beside, layer.grid).astype(values.dtype)
-        across = (level - layer.weight) * (values - layer.weight) < 0
-        # the scheme uses it, and the integers have not wrapped around
-        real = (scheme.encode(level, layer.grid) == beside) & ((beside > codes) == (by > 0))
-        other, beyond = jnp.where(across & real, beside, other), jnp.where(across & real, level, beyond)
-    return codes, other, values, beyond

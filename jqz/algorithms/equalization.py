@@ -21,9 +21,10 @@ def equalize(
     sqrt(r1 r2). Weights that have two neighbours are visited repeatedly, until nothing moves.
 
     Pairs are found in the program: products whose result goes to other products and nowhere else, through what is
-    positively homogeneous: biases, batch norms as they infer (folded or not), relu, pooling, scaling, the weighted sums
-    of attention. A depthwise convolution is the second of one pair and the first of the next. Relu6 is not homogeneous
-    and ends a pair.
+    positively homogeneous: biases, batch norms as they infer (folded or not), relu, pooling, scaling, the weighted
+    sums of attention. A depthwise convolution is the second of one pair and the first of the next. A bound that is a
+    parameter of each channel, jnp.minimum(x, bound), is divided by s as well. Relu6 has a bound of its own and ends a
+    pair: write it with such a parameter, all 6; relu in its place would compute something else.
 
     Use it before rounding with one grid a tensor, which an outlying channel spoils: it is what makes 8 bits a tensor
     work for MobileNets. With a grid a channel it gains nothing for weights.

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz import _paths
-from jqz._learnable import is_whole, value_and_grid
+from jqz._channels import replaced
+from jqz._learnable import value_and_grid
 from jqz._measures import Measure, OutputKL, Problem, Weights
 from jqz._policy import Policy, resolve
 from jqz._scheme import Identity, Scheme
 from jqz._sensitivity import Sensitivity
-from jqz._transform import fake_quantize
+from jqz._transform import dequantize, fake_quantize, named_leaves
 from jqz.schemes import TRACED_BITS
 
+#: ``(params, policy) -> qparams``, each weight by itself, as ``gptq`` does with statistics.
+Rounder = Callable[[typing.Any, Policy], typing.Any]
 #: Schemes for every weight, or for those that globs select; None keeps a weight float.
 Candidates = Sequence[Scheme | None] | Mapping[str, Sequence[Scheme | None]]
 
@@ -28,6 +31,8 @@ def sensitivity(
     batches: Iterable[typing.Any],
     candidates: Candidates,
     measure: Measure = OutputKL(),
+    *,
+    rounder: Rounder | None = None,
 ) -> Sensitivity:
     """Scores every candidate scheme on every weight of a model: what rounding this weight alone does to the output.
 
@@ -43,6 +48,8 @@ def sensitivity(
       candidates: schemes to try; or ``{glob: schemes}``, the first glob that matches deciding. Biases and norms stay
         float unless a glob names them.
       measure: what to score, one of ``jqz.measures``.
+      rounder: what rounds the weights, such as ``lambda params, policy: gptq(params, policy, stats)``; called once for
+        each candidate. Nearest if left out.
 
     Raises:
       ValueError: there is no candidate, no batch where the measure needs one, a glob matches nothing, or a scheme
@@ -72,7 +79,7 @@ def sensitivity(
         return fn(replaced(params, weights), *batch)
 
     def rounding(scheme: Scheme) -> Callable[[], Weights]:
-        return lambda: rounded_by(scheme, weights, offers)
+        return lambda: rounded_by(scheme, weights, offers, params, rounder)
 
     rounded = [scheme for scheme in schemes if scheme is not None]
     found = measure.scores(Problem(apply, weights, [rounding(scheme) for scheme in rounded], batches))
@@ -87,15 +94,18 @@ def sensitivity(
     return Sensitivity(tuple(weights), schemes, scores, tuple(w.size for w in weights.values()), measure)
 
 
-def replaced(params: typing.Any, weights: Weights) -> typing.Any:
-    """The parameters with other weights at their paths."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_whole)
-    return treedef.unflatten([weights.get(_paths.name(path), leaf) for path, leaf in leaves])
-
-
-def rounded_by(scheme: Scheme, weights: Weights, offers: Mapping[str, Sequence[Scheme | None]]) -> Weights:
-    """All weights that a scheme is offered to, rounded; schemes that differ in bits alone share a program."""
+def rounded_by(
+    scheme: Scheme,
+    weights: Weights,
+    offers: Mapping[str, Sequence[Scheme | None]],
+    params: typing.Any,
+    rounder: Rounder | None,
+) -> Weights:
+    """All weights that a scheme is offered to, rounded; to nearest, schemes that differ in bits share a program."""
     weights = {path: w for path, w in weights.items() if scheme in offers[path]}
+    if rounder is not None:
+        leaves = dict(named_leaves(dequantize(rounder(params, Policy(dict.fromkeys(weights, scheme))))))
+        return {path: leaves[path] for path in weights}
     if isinstance(scheme, TRACED_BITS):
         frame = dataclasses.replace(typing.cast(typing.Any, scheme), bits=8)
         return _round_traced(weights, frame, jnp.asarray(scheme.bits, jnp.int32))

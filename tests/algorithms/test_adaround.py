@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import jqz
-from jqz._layers import Layer
+from jqz._soft_rounding import neighbours
 from jqz.algorithms import adaround
-from jqz.algorithms.adaround import neighbours
 
 
 def setting(terms=9, outputs=12):
@@ -69,7 +68,7 @@ def test_neighbours_are_the_levels_on_both_sides(scheme):
         decode = jax.vmap(lambda codes: scheme.decode(codes, grid))
         levels = decode(full)
         used = jax.vmap(lambda v: scheme.encode(v, grid))(levels) == full
-        return neighbours(Layer(w, grid, w), scheme), levels, used, scheme.decode(scheme.encode(w, grid), grid)
+        return neighbours(w, grid, scheme), levels, used, scheme.decode(scheme.encode(w, grid), grid)
 
     (_, _, values, beyond), levels, used, plain = jax.tree.map(np.asarray, run(w))
     w = np.asarray(w)

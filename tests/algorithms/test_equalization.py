@@ -53,6 +53,26 @@ def test_the_function_stays_and_ranges_meet():
         np.testing.assert_array_equal(equal["params"][name]["bias"], variables["params"][name]["bias"])
 
 
+def test_bounds_of_channels_go_with_them():
+    """Relu6 ends a pair; with its bound as a parameter of each channel it does not, and clips what it clipped."""
+
+    def model(p, x):
+        return jnp.minimum(jax.nn.relu(x @ p["a"]), jnp.broadcast_to(p["bound"], (len(x), 16))) @ p["b"]
+
+    rng = np.random.default_rng(3)
+    spread = np.exp(rng.normal(size=16))
+    params = {"a": rng.normal(size=(8, 16)) * spread, "b": rng.normal(size=(16, 4)), "bound": np.full(16, 6.0)}
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    x = 3 * jnp.asarray(rng.normal(size=(50, 8)), jnp.float32)
+    assert 0.1 < np.mean(np.asarray(x @ params["a"]) > 6) < 0.5
+    equal = equalize(model, params, x)
+    np.testing.assert_allclose(model(equal, x), model(params, x), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(largest(equal["a"], 1), largest(equal["b"], 0), rtol=5e-3)
+    np.testing.assert_allclose(equal["bound"] / 6, largest(equal["a"], 1) / largest(params["a"], 1), rtol=1e-4)
+    with pytest.raises(ValueError, match="found no product"):
+        equalize(lambda p, x: jax.nn.relu6(x @ p["a"]) @ p["b"], params, x)
+
+
 def test_one_grid_a_tensor_is_enough_then():
     rng = np.random.default_rng(1)
     spread = 10 ** np.linspace(-2, 2, 16)
