@@ -68,8 +68,8 @@ class Pruning(typing.NamedTuple):
 
 #: The document's shares, by its rule; and as many zeros as this network bears.
 PRUNED = {
-    "document": Pruning(0.75, 0.8, taught=False, rate=0.02),
-    "more": Pruning(0.95, 0.8, taught=True, rate=0.05, threshold=jqz.training.GlobalThreshold()),
+    "document": Pruning(0.75, 0.8, taught=False, rate=0.01),
+    "more": Pruning(0.95, 0.8, taught=True, rate=0.02, threshold=jqz.training.GlobalThreshold()),
 }
 
 
@@ -109,7 +109,7 @@ def train(
 
 def train_float(model: MobileNetV1, data: fashion_mnist.Data, plan: loop.Plan, cache: pathlib.Path) -> typing.Any:
     start = jax.jit(model.init)(jax.random.key(plan.seed), jnp.zeros((1, *data.train.images.shape[1:])))
-    rates = optax.cosine_onecycle_schedule(plan.steps(data), 0.2, pct_start=0.3)
+    rates = optax.cosine_onecycle_schedule(plan.steps(data), 0.05, pct_start=0.3)
     return train("float", model, start, sgd(rates, 5e-4), data, plan, cache / "float")
 
 
@@ -129,7 +129,9 @@ def train_pruned(
         prune(is_pointwise, how.pointwise, how.threshold),
         prune(lambda path, _: path.endswith("Dense_0/kernel"), how.dense, jqz.training.LeafThreshold()),
     )
-    return train(f"pruned, {name}", model, start, optimizer, data, plan, cache / f"pruned-{name}", how.taught)
+    return train(
+        f"pruned, {name}", model, start, optimizer, data, plan, cache / f"pruned-{name}-{plan.epochs}", how.taught
+    )
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
@@ -231,6 +233,7 @@ def main() -> None:
     parser.add_argument("--cache", default=".cache", metavar="FOLDER", help="for long runs and downloads")
     parser.add_argument("--alpha", type=float, default=0.5, help="width of the network (default 0.5)")
     parser.add_argument("--epochs", type=int, default=12, help="of the float network (default 12)")
+    parser.add_argument("--further", type=int, default=4, help="epochs of pruning (default 4)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -241,7 +244,7 @@ def main() -> None:
     model = MobileNetV1(args.alpha, 10)
     folder = cache / f"mobilenet-{args.alpha}-{args.epochs}-{args.batch}-{args.seed}"
     start = train_float(model, data, loop.Plan(args.epochs, args.batch, args.seed), folder)
-    shorter = loop.Plan(max(1, args.epochs // 3), args.batch, args.seed)
+    shorter = loop.Plan(args.further, args.batch, args.seed)
     nets = {"float": start, **{name: train_pruned(name, model, start, data, shorter, folder) for name in PRUNED}}
     rows: dict[typing.Any, Row] = dict(rounding(model, nets, data))
     for name, bits in PACKED:

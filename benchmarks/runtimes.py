@@ -84,7 +84,7 @@ def on_jax(fn: typing.Any) -> Run:
 def trained(model: Net, steps: int) -> typing.Any:
     """The net on grids and weights that were trained through the rounding, and what that did to its error."""
     start = jqz.convert(model.fn, model.variables, [model.x], LEARNED)
-    run, optimizer = jqz.simulated(model.fn, LEARNED), optax.adam(1e-5)
+    run, optimizer = jqz.simulated(model.fn, LEARNED), optax.adam(optax.cosine_decay_schedule(1e-5, steps))
     target = jax.jit(jqz.lowered(model.fn))(model.variables, model.x)
     first = jqz.learnable(model.variables, LEARNED)
     rest = {"batch_stats": first["batch_stats"]}
