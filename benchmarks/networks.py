@@ -48,20 +48,27 @@ class ResNet(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """Depthwise separable convolutions."""
+    """Depthwise separable convolutions, each with a batch norm, or with a bias that it was merged into."""
 
     alpha: float = 1.0
     classes: int = 1000
+    #: features and strides of the separable convolutions
+    plan: tuple[tuple[int, int], ...] = (
+        *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+        *((512, 1),) * 5,
+        *((1024, 2), (1024, 1)),
+    )
+    merged: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         def layer(x: jax.Array, features: int, kernel: int, strides: int = 1, groups: int = 1) -> jax.Array:
-            x = nn.Conv(features, (kernel, kernel), strides, feature_group_count=groups, use_bias=False)(x)
-            return nn.relu6(nn.BatchNorm(use_running_average=not train)(x))
+            conv = nn.Conv(features, (kernel, kernel), strides, feature_group_count=groups, use_bias=self.merged)
+            norm = (lambda x: x) if self.merged else nn.BatchNorm(use_running_average=not train)
+            return nn.relu6(norm(conv(x)))
 
         x = layer(x, int(32 * self.alpha), 3, 2)
-        plan = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)] + [(512, 1)] * 5 + [(1024, 2), (1024, 1)]
-        for features, strides in plan:
+        for features, strides in self.plan:
             x = layer(x, x.shape[-1], 3, strides, groups=x.shape[-1])
             x = layer(x, int(features * self.alpha), 1)
         return nn.Dense(self.classes)(x.mean((1, 2)))

@@ -4,9 +4,11 @@
     python benchmarks/runtimes.py --only 0.25-128 --images 20      # one of them, faster
 
 One net (int8 weights with a scale a channel, 8-bit activations) is exported to both runtimes, and as the float32
-function of the same weights. Medians of rounds in which every candidate runs in turn, one image at a time. Output
-codes are compared on random images with those of jqz under the rule that the runtime follows. ``goal`` is the size
-of the int8 file that the model's authors publish. Needs pip install 'jqz[tflite,onnx]'.
+function of the same weights; and once more "trained": with weights, scales and ranges that a few steps of learned step
+sizes (LSQ) on random images left, aiming at the float net's answers. That moves codes and scales, as training does; it
+says nothing of accuracy. Medians of rounds in which every candidate runs in turn, one image at a time. Output codes are
+compared on random images with those of jqz under the rule that the runtime follows. ``goal`` is the size of the int8
+file that the model's authors publish. Needs pip install 'jqz[tflite,onnx]'.
 """
 
 import argparse
@@ -17,9 +19,11 @@ import typing
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import report
-from networks import NETWORKS
+from networks import NETWORKS, Net
 
 import jqz
 import jqz.export
@@ -27,15 +31,24 @@ from jqz.algorithms import layers
 
 GOALS = {"0.25-128": 486, "1.0-224": 4177}
 POLICY = jqz.Policy({"**/kernel": jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1))}, inputs=jqz.Asymmetric(bits=8))
+LEARNED = jqz.Policy(
+    {"**/kernel": jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1), gradient=jqz.gradients.LSQ())},
+    inputs={
+        "params/Conv_0/kernel": jqz.Asymmetric(bits=8),
+        "**": jqz.Asymmetric(8, anchor=jqz.schemes.FromZero(), gradient=jqz.gradients.LSQ(batch_axes=(0,))),
+    },
+)
+WRITERS = (jqz.export.tflite, jqz.export.onnx)
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 class Row(typing.NamedTuple):
-    """A candidate: its file's bytes, how it runs an image, and the rule that it follows, if it computes on codes."""
+    """A candidate: its file's bytes, how it runs an image; the rule that it follows and its net, if it has codes."""
 
     size_bytes: int | None
     run: Run
     rule: typing.Any = None
+    net: typing.Any = None
 
 
 def litert(file: bytes, threads: int, reference: bool = False) -> Run:
@@ -68,6 +81,34 @@ def on_jax(fn: typing.Any) -> Run:
     return lambda x: np.asarray(fn(x))
 
 
+def trained(model: Net, steps: int) -> typing.Any:
+    """The net on grids and weights that were trained through the rounding, and what that did to its error."""
+    start = jqz.convert(model.fn, model.variables, [model.x], LEARNED)
+    run, optimizer = jqz.simulated(model.fn, LEARNED), optax.adam(optax.cosine_decay_schedule(1e-5, steps))
+    target = jax.jit(jqz.lowered(model.fn))(model.variables, model.x)
+    first = jqz.learnable(model.variables, LEARNED)
+    rest = {"batch_stats": first["batch_stats"]}
+    params: typing.Any = first["params"], {name: site for name, site in start.sites.items() if site.scheme.learns}
+
+    def loss(params: typing.Any) -> jax.Array:
+        answers = run({"params": params[0], **rest}, {**start.sites, **params[1]}, model.x)
+        return jnp.mean((answers - target) ** 2) / jnp.var(target)
+
+    @jax.jit
+    def step(params: typing.Any, state: typing.Any) -> typing.Any:
+        error, slope = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(slope, state, params)
+        return optax.apply_updates(params, updates), state, error
+
+    state, errors = optimizer.init(params), []
+    for _ in range(steps):
+        params, state, error = step(params, state)
+        errors.append(float(error))
+    print(f"trained for {steps} steps: squared error {errors[0]:.2g} to {errors[-1]:.2g} of the output's variance")
+    qparams = jqz.quantize({"params": params[0], **rest}, LEARNED)
+    return dataclasses.replace(start, qparams=qparams, sites={**start.sites, **params[1]})
+
+
 def median_ms(rows: dict[str, Row], x: dict[str, np.ndarray], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(rounds + 3):
@@ -85,6 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=10, help="of training (default 10)")
     arguments = parser.parse_args()
     print(report.in_words(report.facts(threads=arguments.threads)))
     for size in [arguments.only] if arguments.only else GOALS:
@@ -92,30 +134,27 @@ def main() -> None:
 
 
 def compare(size: str, arguments: argparse.Namespace) -> None:
-    model = NETWORKS[f"MobileNetV1 {size}"](4)
-    net = jqz.convert(model.fn, model.variables, [model.x], POLICY)
-    net = jqz.export.complete(net, model.x)
+    model, threads = NETWORKS[f"MobileNetV1 {size}"](4), arguments.threads
     images = np.random.default_rng(0).standard_normal((arguments.images, *model.x.shape[1:])).astype(np.float32)
-    values = jqz.dequantize(net.qparams)
-    floats, codes = {"numbers": jqz.export.Floats()}, {"interface": jqz.export.Codes()}
-    lite, lite_float = (jqz.export.tflite(net, images[:1], **how) for how in (codes, floats))
-    onnx, onnx_float = (jqz.export.onnx(net, images[:1], **how) for how in (codes, floats))
-    threads = arguments.threads
-    rows = {
-        "LiteRT float32": Row(len(lite_float), litert(lite_float, threads)),
-        "LiteRT int8": Row(len(lite), litert(lite, threads), jqz.requant.XNNPACK()),
-        "LiteRT int8, reference": Row(len(lite), litert(lite, threads, True), jqz.Gemmlowp()),
-        "ONNX Runtime float32": Row(len(onnx_float), onnx_runtime(onnx_float, threads)),
-        "ONNX Runtime int8": Row(len(onnx), onnx_runtime(onnx, threads), jqz.requant.ONNXRuntime()),
-        "jqz float32, lowered": Row(None, on_jax(jax.jit(lambda x: jqz.lowered(net.fn)(values, x)))),
-        "jqz int8": Row(jqz.size_bytes(net.qparams), on_jax(net)),
-    }
-    levels = input_codes(net, images)
-    unsigned = (levels.astype(np.int16) + 128).astype(np.uint8)
-    inputs = {
-        name: images if row.rule is None else levels if "LiteRT" in name else unsigned for name, row in rows.items()
-    }
-    wrong = {name: mismatches(net, row, inputs[name], images) for name, row in rows.items() if row.rule is not None}
+    after = jqz.convert(model.fn, model.variables, [model.x], POLICY)
+    values = jqz.dequantize(after.qparams)
+    rows = {"jqz float32, lowered": Row(None, on_jax(jax.jit(lambda x: jqz.lowered(model.fn)(values, x))))}
+    for name, start in {"int8": after, "int8 trained": trained(model, arguments.steps)}.items():
+        net = jqz.export.complete(start, model.x)
+        if name == "int8":
+            lite, onnx = (write(net, images[:1], numbers=jqz.export.Floats()) for write in WRITERS)
+            rows["LiteRT float32"] = Row(len(lite), litert(lite, threads))
+            rows["ONNX Runtime float32"] = Row(len(onnx), onnx_runtime(onnx, threads))
+        lite, onnx = (write(net, images[:1], interface=jqz.export.Codes()) for write in WRITERS)
+        rows |= {
+            f"LiteRT {name}": Row(len(lite), litert(lite, threads), jqz.requant.XNNPACK(), net),
+            f"LiteRT {name}, reference": Row(len(lite), litert(lite, threads, True), jqz.Gemmlowp(), net),
+            f"ONNX Runtime {name}": Row(len(onnx), onnx_runtime(onnx, threads), jqz.requant.ONNXRuntime(), net),
+            f"jqz {name}": Row(jqz.size_bytes(net.qparams), on_jax(net), net=net),
+        }
+    coded = {name: row for name, row in rows.items() if row.rule is not None}
+    inputs = {name: own_codes(name, rows[name].net, images) if name in coded else images for name in rows}
+    wrong = {name: mismatches(row.net, row, inputs[name], images) for name, row in coded.items()}
     slow = {name for name in rows if "reference" in name}
     timed = {name: row for name, row in rows.items() if name not in slow}
     ms = median_ms(timed, {name: inputs[name][:1] for name in timed}, arguments.rounds)
@@ -125,7 +164,13 @@ def compare(size: str, arguments: argparse.Namespace) -> None:
         kilobytes = "" if row.size_bytes is None else f"{row.size_bytes / 1000:,.0f}"
         lines.append([name, kilobytes, f"{ms[name]:.2f}" if name in ms else "", bad])
     heads = ["", "KB", "ms", f"codes that differ, {arguments.images} images"]
-    report.table(heads, lines, f"MobileNetV1 {size}; goal for LiteRT int8: {GOALS[size]} KB")
+    report.table(heads, sorted(lines), f"MobileNetV1 {size}; goal for LiteRT int8: {GOALS[size]} KB")
+
+
+def own_codes(name: str, net: typing.Any, images: np.ndarray) -> np.ndarray:
+    """Images in codes as a runtime wants them: LiteRT's are signed, ONNX Runtime's are not."""
+    levels = input_codes(net, images)
+    return levels if "LiteRT" in name else (levels.astype(np.int16) + 128).astype(np.uint8)
 
 
 def input_codes(net: typing.Any, x: np.ndarray) -> np.ndarray:
