@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jqz._inference import walk_through
+from jqz._evaluate import walk_through
 from jqz._learnable import is_whole
 from jqz._paths import name as path_name
 from jqz._qtensor import is_qtensor

@@ -47,16 +47,16 @@ def complete(net: typing.Any, batch: typing.Any, scheme: Scheme | None = None) -
     wide = [site.scheme for site in net.sites.values() if site.scheme.bits > 8]
     if wide and not net.requant.long:
         net = dataclasses.replace(net, requant=Int16x8())
-    scheme = scheme or (wide[0] if wide else Asymmetric(bits=8))
+    chosen = scheme or (wide[0] if wide else Asymmetric(bits=8))
 
     @jax.jit
     def record(qparams: typing.Any, sites: typing.Any, args: typing.Any) -> typing.Any:
-        return walked(net.fn, sites, None, net.requant, places.watched(MinMax(), scheme, net.requant))(
+        return walked(net.fn, sites, None, net.requant, places.watched(MinMax(), chosen, net.requant))(
             None, qparams, *args
         )[1]
 
     stats = record(net.qparams, net.sites, args)
     if not stats:
         return net
-    more = _sites.calibrate(stats, Policy({}, inputs={"**/(*": scheme}))
+    more = _sites.calibrate(stats, Policy({}, inputs={"**/(*": chosen}))
     return dataclasses.replace(net, sites={**net.sites, **more})

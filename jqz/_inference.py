@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jqz import _paths, observers
 from jqz._activations import Site
-from jqz._interpret import interpret, trace
+from jqz._evaluate import is_array, is_leaf, walk_through
 from jqz._learnable import value_and_grid
 from jqz._observer import Observer
 from jqz._policy import Decision, Policy, PolicyLike, resolve
@@ -22,7 +21,7 @@ from jqz._sites import Sites, Stats
 from jqz._stacked import Stacked
 from jqz._ste import straight_through
 from jqz._transform import fake_quantize, quantize
-from jqz._values import Coded, Lazy, Stored, Value, Weight, decode
+from jqz._values import Value, Weight
 from jqz._walk import PRODUCTS, Note, Rules, Walk, either
 from jqz.kernels import (
     cache,
@@ -242,7 +241,7 @@ def simulated(
         if requant is None:
             return result
         inputs = policy if sites is None and isinstance(policy, Policy) and policy.inputs else None
-        held, given, named = jax.tree.map(_held, (variables, args, kwargs), is_leaf=_is_leaf)
+        held, given, named = jax.tree.map(_held, (variables, args, kwargs), is_leaf=is_leaf)
         coded = jax.lax.optimization_barrier(quantize(held, policy))  # a program of its own, as in deployment
         exact = quantized(fn, sites, inputs=inputs, requant=requant)(coded, *given, **named)
         return jax.tree.map(_of_codes, result, exact)
@@ -251,7 +250,7 @@ def simulated(
 
 
 def _held(leaf: typing.Any) -> typing.Any:
-    return jax.lax.stop_gradient(leaf) if _is_array(leaf) else leaf
+    return jax.lax.stop_gradient(leaf) if is_array(leaf) else leaf
 
 
 def _of_codes(simulated: typing.Any, exact: typing.Any) -> typing.Any:
@@ -355,48 +354,3 @@ def _tagged(leaves: Sequence[typing.Any], decisions: Sequence[Decision]) -> list
     """Leaves that the policy selects, as weights that a walk follows."""
     pairs = zip(leaves, decisions, strict=True)
     return [v if d.scheme is None else Weight(v, d.path, tuple(range(v.ndim))) for v, d in pairs]
-
-
-def walk_through(
-    fn: Callable[..., typing.Any],
-    args: typing.Any,
-    kwargs: typing.Any,
-    walk: Walk,
-    finish: Callable[[Walk, Value], Value] | None = None,
-) -> typing.Any:
-    """Traces a function on the shapes of its arguments and evaluates its jaxpr by the rules of a walk.
-
-    ``finish`` is told the results, and what it makes of them is decoded.
-    """
-    flat, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=_is_leaf)
-    traced = [i for i, (_, leaf) in enumerate(flat) if _is_array(leaf)]
-
-    def on_arrays(*arrays: jax.Array) -> typing.Any:
-        leaves = [leaf for _, leaf in flat]
-        for i, array in zip(traced, arrays, strict=True):
-            leaves[i] = array
-        args, kwargs = treedef.unflatten(leaves)
-        return fn(*args, **kwargs)
-
-    jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
-    results = interpret(jaxpr, [_value(*flat[i]) for i in traced], walk)
-    if finish is not None:
-        results = [finish(walk, v) for v in results]
-    return structure_out.unflatten([v.tensor if isinstance(v, Stored) else decode(v) for v in results])
-
-
-def _is_leaf(leaf: typing.Any) -> bool:
-    return isinstance(leaf, QTensor | Lazy)
-
-
-def _is_array(leaf: typing.Any) -> bool:
-    return isinstance(leaf, QTensor | Lazy | jax.Array | np.ndarray | np.generic)
-
-
-def _abstract(leaf: typing.Any) -> typing.Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if _is_leaf(leaf) else leaf
-
-
-def _value(path: typing.Any, leaf: typing.Any) -> Value:
-    """A QTensor under the path that a policy knows it by: without the number or name of the argument."""
-    return Coded(leaf, _paths.name(path[2:])) if isinstance(leaf, QTensor) else leaf

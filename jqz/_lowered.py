@@ -4,7 +4,7 @@ import functools
 import typing
 from collections.abc import Callable
 
-from jqz._inference import walk_through
+from jqz._evaluate import walk_through
 from jqz._walk import Walk
 from jqz.kernels import floats
 

@@ -13,7 +13,8 @@ from jqz import _graph as g
 from jqz import _islands as islands
 from jqz import _paths
 from jqz._activations import meet
-from jqz._inference import given_sites, walk_through
+from jqz._evaluate import walk_through
+from jqz._inference import given_sites
 from jqz._islands import foldable, shiftable, waits
 from jqz._nodes import (
     Builder,

@@ -32,7 +32,7 @@ FLOORS = (
     ("_policy", "_values", "_stacked", "_expression", "_samples", "_sensitivity"),
     ("_walk",),
     ("_interpret", "_pending"),
-    ("_flow", "_blocks"),
+    ("_flow", "_blocks", "_evaluate"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations", "_masks", "_rows"),
