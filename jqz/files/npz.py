@@ -46,6 +46,8 @@ def write(path: Path, tree: typing.Any) -> None:
     """
     arrays = names.flat("npz.write", tree)
     for name, array in arrays.items():
+        if "\0" in name:
+            raise ValueError(f"npz.write: {name!r} would lose what follows its zero. Use other keys.")
         if array.dtype.isbuiltin != 1:
             raise TypeError(
                 f"npz.write: {name!r} has dtype {array.dtype}, which is not NumPy's own. "

@@ -63,8 +63,12 @@ def write(path: Path, tree: typing.Any) -> None:
 
     Raises:
       TypeError: a leaf is no array of a dtype that the format knows. ``jqz.save`` writes QTensors and all else.
+      ValueError: two leaves have one name, or one that the format has no place for.
     """
-    write_arrays(path, names.flat("safetensors.write", tree), dict)
+    arrays = names.flat("safetensors.write", tree)
+    if "__metadata__" in arrays:
+        raise ValueError("safetensors.write: '__metadata__' is what the format calls its strings. Use another key.")
+    write_arrays(path, arrays, dict)
 
 
 class Header:
@@ -174,6 +178,9 @@ def _size_bytes(array: typing.Any) -> int:
 
 def _header(entries: Mapping[str, typing.Any], metadata: Mapping[str, str]) -> bytes:
     own = {"__metadata__": dict(metadata)} if metadata else {}
+    for text in (*entries, *metadata, *metadata.values()):
+        if not names.is_text(text):
+            raise ValueError(f"{text[:100]!r} is no text that a file can hold. Use other keys.")
     return json.dumps({**own, **entries}, separators=(",", ":")).encode()
 
 

@@ -1,5 +1,7 @@
 """What every format of plain arrays obeys; a new one is tested by being listed in ``jqz.files.FORMATS``."""
 
+import pathlib
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from trees import same
 
 import jqz
-from jqz.files import lazy
+from jqz.files import lazy, names
 
 RNG = np.random.default_rng(0)
 TREE = {
@@ -49,6 +51,59 @@ def test_lazy_and_jax_arrays_are_written(path):
         path, {"a": [jnp.ones((2, 3))], "b": lazy.Lazy((2,), np.dtype(np.float32), lambda: np.ones(2, np.float32))}
     )
     same(room.read(path), {"a": {"0": np.ones((2, 3), np.float32)}, "b": np.ones(2, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ({"\ud800": np.ones(1)}, r"'\\ud800' is no text that a file can hold"),
+        ({"a": {"b": np.ones(1)}, "a/b": np.ones(1)}, "two leaves are named 'a/b'"),
+    ],
+)
+def test_names_that_would_be_lost(tree, why, path):
+    with pytest.raises(ValueError, match=why):
+        jqz.files.format_of(path).write(path, tree)
+    assert not path.exists()
+
+
+def test_names_are_no_paths(path):
+    """What would lead elsewhere on a disk is a name like others."""
+    room, tree = jqz.files.format_of(path), {"..": np.full(1, 1), "a/../b": np.full(1, 2), "c d\x1b": np.full(1, 3)}
+    room.write(path, tree)
+    part = "." if room is jqz.files.gguf else "/"
+    same(room.read(path), names.nested_at({name.replace("/", part): x for name, x in tree.items()}, part))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_names_of_one_format(tmp_path):
+    one, dots = np.ones(1), {"a.b": np.ones(1), "a": {"b": np.ones(1)}}
+    for name, tree, why in (
+        ("net.npz", {"a\0b": one}, "would lose what follows its zero"),
+        ("net.safetensors", {"__metadata__": one}, "'__metadata__' is what the format calls"),
+        ("net.gguf", dots, "'a/b' and 'a.b' are one name to this format"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            jqz.files.format_of(name).write(tmp_path / name, tree)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced(path):
+    """A folder stays, also an empty one, and a device does under a link to it."""
+    room, tree, link = jqz.files.format_of(path), {"a": np.ones(1)}, path.with_name(f"link{path.suffix}")
+    path.mkdir()
+    link.symlink_to("/dev/null")
+    for target in (path, link):
+        with pytest.raises(ValueError, match=r"is there and no file|exists, and a folder is never replaced"):
+            room.write(target, tree)
+    assert not pathlib.Path("/dev/null").is_file()
+    assert sorted(path.parent.iterdir()) == sorted([path, link])
+
+
+def test_a_folder_that_is_not_there_is_named(path):
+    target = path.parent / "none" / path.name
+    with pytest.raises(FileNotFoundError) as error:
+        jqz.files.format_of(path).write(target, {"a": np.ones(1)})
+    assert error.value.filename == str(target)
 
 
 def test_codes_are_refused(path):
