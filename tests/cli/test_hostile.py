@@ -96,6 +96,20 @@ def test_a_terminal_does_not_obey_a_file(tmp_path, capsys):
     assert json.loads(told(capsys, "inspect", str(path), "--json"))["tensors"][0]["name"] == "\x07"
 
 
+def test_an_interrupt_leaves_what_was_there(tmp_path, capsys, monkeypatch):
+    path, target = str(tmp_path / "net.safetensors"), tmp_path / "out.safetensors"
+    jqz.save(path, {f"w{i}": W for i in range(20)})
+    target.write_text("mine")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.quantize, "quantize", stopped)
+    assert told(capsys, "quantize", path, str(target), "--policy", RULE, code=130) == "jqz: stopped.\n"
+    assert target.read_text() == "mine"
+    assert len(os.listdir(tmp_path)) == 2
+
+
 def test_names_of_files_that_are_no_text(tmp_path, capsys):
     path, target = (str(tmp_path / os.fsdecode(name + b".safetensors")) for name in (b"\xff", b"\xfe"))
     jqz.files.safetensors.write(path, {"w": W})

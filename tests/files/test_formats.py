@@ -1,6 +1,7 @@
 """What every format of plain arrays obeys; a new one is tested by being listed in ``jqz.files.FORMATS``."""
 
 import pathlib
+import resource
 
 import flax.serialization
 import jax
@@ -126,6 +127,18 @@ def test_what_is_there_stays_when_writing_fails(path):
         room.write(path, fails)
     same(room.read(path), TREE)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full(path):
+    """The system refuses to write on, which leaves nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, limits[1]))
+    try:
+        with pytest.raises((OSError, ValueError), match="File too large"):
+            jqz.files.format_of(path).write(path, {"w": RNG.normal(size=(400, 300))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(path.parent.iterdir())
 
 
 @pytest.mark.parametrize("kind", [mutants.flipped, mutants.cut, mutants.stained], ids=lambda kind: kind.__name__)
