@@ -1,6 +1,7 @@
 """Plain safetensors files: arrays by name, and nothing about codes."""
 
 import contextlib
+import errno
 import json
 import math
 import mmap
@@ -189,8 +190,13 @@ def naming(who: str, path: Path) -> Iterator[None]:
     """Names the file in whatever a damaged or hostile one leads to, and makes a ValueError of it."""
     try:
         yield
-    except (OSError, ImportError):
+    except ImportError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL or error.filename:
+            raise
+        why = "it is damaged: it sends the reader before its beginning."
+        raise ValueError(f"{who}: {os.fspath(path)!r}: {why}") from error
     except RecursionError:
         raise ValueError(f"{who}: {os.fspath(path)!r} is damaged: its tree is too deep.") from None
     except Exception as error:

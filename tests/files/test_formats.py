@@ -2,6 +2,7 @@
 
 import pathlib
 import resource
+import shutil
 
 import flax.serialization
 import jax
@@ -174,15 +175,21 @@ def test_npz_of_numpy(tmp_path):
         jqz.files.npz.write(path, {"a": jnp.ones(2, jnp.bfloat16)})
 
 
-def test_npz_whose_directory_is_misplaced(tmp_path):
-    path = tmp_path / "net.npz"
-    jqz.files.npz.write(path, TREE)
+@pytest.mark.parametrize("end", [".npz", ".pth"])
+def test_an_archive_whose_directory_is_misplaced(end, tmp_path):
+    path = tmp_path / f"net{end}"
+    if end == ".npz":
+        jqz.files.npz.write(path, TREE)
+    else:
+        shutil.copy(pathlib.Path(__file__).parents[1] / "data" / "torch.pth", path)
     data = bytearray(path.read_bytes())
-    data[data.rindex(b"PK\x05\x06") + 17] += 16  # 4096 bytes on: members then begin before the file does
+    at = data.find(b"PK\x06\x06")  # large archives say it here, as PyTorch's do
+    data[(at + 48 if at >= 0 else data.rindex(b"PK\x05\x06") + 16) + 2] += 1  # members then begin before the file does
     path.write_bytes(data)
-    for read in (jqz.files.npz.read, jqz.files.npz.scan):
-        with pytest.raises(ValueError, match=r"net.npz': it is damaged"):
-            read(path)
+    room = jqz.files.format_of(path)
+    for read in (room.read, room.scan):
+        with pytest.raises(ValueError, match=rf"net{end}': it is damaged"):
+            jax.tree.map(lazy.value, read(path))
 
 
 def test_msgpack_of_flax(tmp_path):
