@@ -93,4 +93,4 @@ def _gather(table: jax.Array, index: jax.Array, granularity: Granularity | None)
         start = jnp.arange(0, math.prod(grid) * length, length, dtype=jnp.int32).reshape(grid)
         index = index + granularity.expand(start, index.shape)
     # the index is within bounds by construction, and a gather that checks is slower
-    return table.reshape(-1).at[index].get(mode="promise_in_bounds")
+    return jnp.asarray(table).reshape(-1).at[index].get(mode="promise_in_bounds")

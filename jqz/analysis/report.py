@@ -67,7 +67,7 @@ def report(
 
     Raises:
       ImportError: matplotlib is not installed.
-      ValueError: as ``quantize``.
+      ValueError: as ``quantize``, or the tree has no arrays.
 
     >>> import jax, jqz
     >>> from jqz.analysis import report
@@ -78,8 +78,10 @@ def report(
     """
     qparams = quantize(params, policy)
     table = sizes(qparams, {name: CODERS[name] for name in ("stored", "entropy")})
+    if not table.leaves:
+        raise ValueError("report: the tree has no arrays. Use the parameters of a model.")
     floats = dict(named_leaves(params))
-    coded = {path: leaf for path, leaf in named_leaves(qparams) if is_qtensor(leaf)}
+    coded = {path: leaf for path, leaf in named_leaves(qparams) if is_qtensor(leaf) and leaf.size}
     chosen = [(size, coded[size.path]) for size in table.leaves if size.path in coded]
     noise = {
         size.path: sqnr(floats[size.path], leaf.scheme) for size, leaf in chosen if not is_qtensor(floats[size.path])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._qtensor import is_qtensor
-from jqz._transform import named_leaves, size_bytes
+from jqz._transform import dequantize, named_leaves, size_bytes
 
 #: From a leaf, an array or a QTensor, to bytes.
 Coder = Callable[[typing.Any], int]
@@ -139,5 +139,5 @@ def _payload(leaf: typing.Any) -> bytes:
 
 
 def _values(leaf: typing.Any) -> bytes:
-    decoded = np.asarray(leaf.dequantize() if is_qtensor(leaf) else leaf)
+    decoded = np.asarray(dequantize(leaf))
     return (decoded.astype(np.float32) if jnp.issubdtype(decoded.dtype, jnp.floating) else decoded).tobytes()

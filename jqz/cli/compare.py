@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         shown = [[r["name"], f"{r['sqnr_db']:.2f}", f"{r['max_error']:.3g}"] for r in (*rows, {"name": "all", **total})]
         output.table(["tensor", "SQNR dB", "max error"], shown)
         for name in other:
-            print(f"{name}: {_what(first.get(name))} in A, {_what(second.get(name))} in B")
+            output.say(f"{name}: {_what(first.get(name))} in A, {_what(second.get(name))} in B")
     return 1 if other else 0
 
 
@@ -54,17 +54,23 @@ def _sums(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     signal = noise = largest = 0.0
     a, b = a.reshape(-1), b.reshape(-1)
     for at in range(0, a.size, 2**20):
-        x, y = a[at : at + 2**20].astype(np.float64), b[at : at + 2**20].astype(np.float64)
-        error = np.abs(x - y)
-        signal, noise = signal + float(x @ x), noise + float(error @ error)
+        x, y = (_wide(part[at : at + 2**20]) for part in (a, b))
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities, which are at no distance from their own kind
+            error = np.where(x == y, 0.0, np.abs(x - y))
+        signal, noise = signal + float(np.vdot(x, x).real), noise + float(error @ error)
         largest = float(np.maximum(largest, error.max()))
     return signal, noise, largest
+
+
+def _wide(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
 
 
 def _db(signal: float, noise: float) -> float:
     if not noise:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio else -math.inf
 
 
 def _what(leaf: typing.Any) -> str:

@@ -44,5 +44,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.emit(facts)
     else:
-        print(f"{facts['file']}: {facts['tensors']} tensors, {facts['bytes']:,} bytes")
+        output.say(f"{facts['file']}: {facts['tensors']} tensors, {facts['bytes']:,} bytes")
     return 0

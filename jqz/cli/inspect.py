@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
         left=2,
     )  # fmt: skip
     print(f"{len(rows)} tensors, {weights:,} numbers, {size:,} bytes, {facts['bits_per_weight']:.2f} bits a number")
-    print(f"{arguments.file}: {facts['file_bytes']:,} bytes")
+    output.say(f"{arguments.file}: {facts['file_bytes']:,} bytes")
     for name, text in facts["metadata"].items():
-        print(f"{name}: {text}")
+        output.say(f"{name}: {text}")
     return 0
 
 

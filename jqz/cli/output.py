@@ -25,6 +25,16 @@ def verb(
     return parser
 
 
+def visible(text: str) -> str:
+    """Text from a file as one line that a terminal shows and does not obey: ``\\x1b`` for an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(line: str) -> None:
+    """Prints a line that may hold names from a file."""
+    print(visible(line))
+
+
 def emit(facts: typing.Any) -> None:
     """Prints JSON; a number that is not finite is null."""
     print(json.dumps(_plain(facts), indent=2))
@@ -44,6 +54,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
     from rich.console import Console
     from rich.table import Table
 
+    heads, rows = [*map(visible, heads)], [[*map(visible, row)] for row in rows]
     console = Console()
     if not console.is_terminal:
         widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
@@ -78,4 +89,4 @@ def progress(what: str, total: int) -> Iterator[Callable[[str, int], None]]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("", total=total)
-        yield lambda name, amount: bar.update(task, advance=amount, description=name)
+        yield lambda name, amount: bar.update(task, advance=amount, description=visible(name))

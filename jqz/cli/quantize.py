@@ -54,13 +54,13 @@ def run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     room = files.format_of(arguments.target)
     if room not in (files.safetensors, files.gguf):
-        raise ValueError(f"{arguments.target!r} cannot hold codes. Use a name that ends in .safetensors or .gguf.")
+        raise ValueError(f"{arguments.target!r} cannot hold codes. Use a file that ends in .safetensors or .gguf.")
     if room is files.gguf and arguments.entropy:
         raise ValueError("--entropy is for .safetensors. Leave it out.")
     policy = policy_of(arguments.policy)
     tree = files.scan(arguments.source)
     decisions, treedef = resolve("quantize", policy, tree)
-    before = sum(trees.value_bytes(d.leaf) for d in decisions if hasattr(d.leaf, "dtype"))
+    before = sum(trees.value_bytes(trees.plain(d.leaf)) for d in decisions if hasattr(d.leaf, "dtype"))
     chosen = [d for d in decisions if d.scheme is not None]
     sizes = [trees.value_bytes(d.leaf) for d in chosen]
 
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.emit(facts)
     else:
-        print(
+        output.say(
             f"{facts['file']}: {facts['quantized']} of {facts['tensors']} tensors in codes of "
             f"{facts['bits_per_quantized_weight']:.2f} bits, {before:,} -> {facts['bytes']:,} bytes, "
             f"{facts['seconds']:.1f} s"

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         ]
     page = report(tree, policy, title=f"Weights of {os.path.basename(arguments.file)}", drawings=drawings)
     with atomic.replacing(arguments.output) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))
     after = jax.eval_shape(lambda tree: quantize(tree, policy), tree)
     facts = {
         "file": arguments.output,
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         output.emit(facts)
     else:
-        print(
+        output.say(
             f"{facts['file']}: {facts['quantized']} of {facts['tensors']} tensors in codes, "
             f"{facts['bytes_before']:,} -> {facts['bytes']:,} bytes"
             + ("" if average is None else f", {average:.2f} bits a weight")
@@ -98,6 +98,7 @@ def recommended(tree: typing.Any, bits: float) -> Found:
     """The policy of so many bits on average that loses least by the noise of the weights alone."""
     from jqz.algorithms import sensitivity
 
+    tree = {name: leaf for name, leaf in tree.items() if leaf.size}
     noise = sensitivity(_no_model, tree, [], _CANDIDATES, WeightNoise())
     solver = Exact() if len(noise.paths) <= 32 else Lagrangian()
     return search(_no_model, tree, [], _CANDIDATES, AverageBits(bits), scores=noise, solver=solver)

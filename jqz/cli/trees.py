@@ -13,6 +13,7 @@ from jqz import files
 from jqz._paths import name
 from jqz._qtensor import QTensor, is_qtensor
 from jqz._transform import dequantize
+from jqz.cli import output
 from jqz.files.lazy import Lazy, value
 
 FILES = f"files end in {', '.join(files.READABLE)}"
@@ -22,7 +23,13 @@ def leaves(path: str) -> dict[str, typing.Any]:
     """The arrays and QTensors of a file by name; read one at a time, when asked."""
     tree = files.scan(path)
     flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_qtensor)
-    return {name(keys) or "value": leaf for keys, leaf in flat if hasattr(leaf, "dtype")}
+    return {name(keys) or "value": plain(leaf) for keys, leaf in flat if hasattr(leaf, "dtype")}
+
+
+def plain(leaf: typing.Any) -> typing.Any:
+    """A leaf, and the numbers that a PRNG key is."""
+    is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf)) if is_key else leaf
 
 
 def whole(leaf: typing.Any) -> typing.Any:
@@ -70,7 +77,9 @@ def told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespa
             code, why = 2, f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
         except (ValueError, TypeError) as error:
             code, why = 2, str(error)
-        print(f"jqz {arguments.command}: {why}", file=sys.stderr)
+        why = why.removeprefix(f"{arguments.command}: ")
+        lines = map(output.visible, f"jqz {arguments.command}: {why}".splitlines())
+        print(*lines, sep="\n", file=sys.stderr)
         return code
 
     return safe

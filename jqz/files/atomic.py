@@ -15,12 +15,19 @@ def replacing(path: Path) -> Iterator[typing.BinaryIO]:
     """A file to write: the name stands for the old bytes, or for all of the new ones once the block ends.
 
     They are written beside their place, flushed to the disk and renamed. A process that is killed on the way leaves a
-    hidden file ``.NAME.*.part`` behind; a block that raises leaves nothing.
+    hidden file ``.NAME.*.part`` behind; a block that raises leaves nothing. A link stays one, to the new file.
+
+    Raises:
+      ValueError: there is something of this name that is no file: a folder, or a device.
     """
     target = pathlib.Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{str(path)!r} is there and no file, and only a file is replaced. Use another name.")
+    part = _part(target)
+    with _for(path):
+        part.touch(exist_ok=False)
     try:
-        with open(part, "xb") as file:
+        with open(part, "wb") as file:
             if target.exists():
                 os.chmod(part, target.stat().st_mode & 0o7777)
             yield file
@@ -47,9 +54,10 @@ def creating(path: Path) -> Iterator[pathlib.Path]:
     target = pathlib.Path(os.path.realpath(path))
     if os.path.lexists(target):
         raise ValueError(f"{str(path)!r} exists, and a folder is never replaced. Use another name, or remove it.")
-    part = target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
-    try:
+    part = _part(target)
+    with _for(path):
         part.mkdir()
+    try:
         yield part / target.name
         for folder, _, files in os.walk(part):
             for name in files:
@@ -66,6 +74,20 @@ def disk_bytes(path: Path) -> int:
     if not os.path.isdir(path):
         return os.path.getsize(path)
     return sum(os.lstat(os.path.join(folder, name)).st_size for folder, _, files in os.walk(path) for name in files)
+
+
+def _part(target: pathlib.Path) -> pathlib.Path:
+    """A name beside the target that nothing has."""
+    return target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+
+
+@contextlib.contextmanager
+def _for(path: Path) -> Iterator[None]:
+    """Names the file that was asked for where the one beside it cannot be made."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _sync(path: Path) -> None:

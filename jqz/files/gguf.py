@@ -193,8 +193,7 @@ def write(path: Path, tree: typing.Any) -> None:
 
 
 def _leaves(tree: typing.Any) -> dict[str, typing.Any]:
-    found = names.flat("gguf.write", tree, is_qtensor)
-    return {name.replace("/", "."): leaf for name, leaf in found.items()}
+    return names.dotted("gguf.write", names.flat("gguf.write", tree, is_qtensor))
 
 
 def _form(name: str, leaf: typing.Any) -> tuple[int, int]:

@@ -46,12 +46,35 @@ def grown(leaves: Mapping[tuple[str, ...], typing.Any], part: str) -> typing.Any
     return tree
 
 
+def dotted(who: str, flat: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """The leaves under names that dots part, as some formats have them.
+
+    Raises:
+      ValueError: two leaves have one name then.
+    """
+    found: dict[str, str] = {}
+    for name in flat:
+        other = found.setdefault(name.replace("/", "."), name)
+        if other != name:
+            raise ValueError(f"{who}: {other!r} and {name!r} are one name to this format. Use other keys.")
+    return {short: flat[name] for short, name in found.items()}
+
+
+def is_text(name: str) -> bool:
+    """Whether a name has no half of a pair of UTF-16, such as Python puts for bytes that are no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def flat(who: str, tree: typing.Any, keep: Callable[[typing.Any], bool] = lambda leaf: False) -> dict[str, typing.Any]:
     """The arrays of a tree by name, and the leaves that ``keep`` accepts.
 
     Raises:
       TypeError: a leaf is no array of numbers.
-      ValueError: two leaves have one name.
+      ValueError: two leaves have one name, or a name is no text.
     """
     found: dict[str, typing.Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_whole):
@@ -64,6 +87,8 @@ def flat(who: str, tree: typing.Any, keep: Callable[[typing.Any], bool] = lambda
         array = leaf if isinstance(leaf, Lazy) or keep(leaf) else np.asarray(leaf)
         if np.dtype(array.dtype).kind in "OUSM":
             raise TypeError(f"{who}: {name!r} has dtype {array.dtype}, wanted numbers. Use jqz.save, or leave it out.")
+        if not is_text(name):
+            raise ValueError(f"{who}: {name!r} is no text that a file can hold. Use other keys.")
         if name in found:
             raise ValueError(f"{who}: two leaves are named {name!r}. Use other keys, or jqz.save.")
         found[name] = array

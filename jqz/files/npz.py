@@ -1,11 +1,8 @@
 """NumPy's archives of arrays."""
 
-import contextlib
-import errno
 import math
 import typing
 import zipfile
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -28,13 +25,13 @@ def read(path: Path) -> typing.Any:
     >>> jqz.files.npz.read(path)
     {'layer': {'bias': array([0., 0.], dtype=float32)}}
     """
-    with _naming("npz.read", path):
+    with naming("npz.read", path):
         return jax.tree.map(lazy.value, _scan(path))
 
 
 def scan(path: Path) -> typing.Any:
     """As ``read``, with leaves that are read one at a time, when asked."""
-    with _naming("npz.scan", path):
+    with naming("npz.scan", path):
         return _scan(path)
 
 
@@ -46,6 +43,8 @@ def write(path: Path, tree: typing.Any) -> None:
     """
     arrays = names.flat("npz.write", tree)
     for name, array in arrays.items():
+        if "\0" in name:
+            raise ValueError(f"npz.write: {name!r} would lose what follows its zero. Use other keys.")
         if array.dtype.isbuiltin != 1:
             raise TypeError(
                 f"npz.write: {name!r} has dtype {array.dtype}, which is not NumPy's own. "
@@ -55,17 +54,6 @@ def write(path: Path, tree: typing.Any) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(lazy.value(array)), allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _naming(who: str, path: Path) -> Iterator[None]:
-    with naming(who, path):
-        try:
-            yield
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise ValueError("it is damaged: it sends the reader before its beginning.") from error
 
 
 def _scan(path: Path) -> typing.Any:
@@ -87,7 +75,7 @@ def _lazy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Lazy
         raise ValueError(f"{member.filename!r} claims {member.file_size} bytes: too many to be true.")
 
     def make() -> np.ndarray:
-        with _naming("npz.scan", path), archive.open(member) as file:
+        with naming("npz.scan", path), archive.open(member) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
 
     return Lazy(shape, dtype, make)

@@ -66,11 +66,8 @@ def write(path: Path, tree: typing.Any) -> None:
     """
     checkpoint = _library("orbax.checkpoint")
     arrays = names.flat("orbax.write", tree)
-    dotted: dict[str, str] = {}
+    names.dotted("orbax.write", arrays)  # as Orbax stores them
     for name, array in arrays.items():
-        other = dotted.setdefault(name.replace("/", "."), name)
-        if other != name:
-            raise ValueError(f"orbax.write: Orbax stores {other!r} and {name!r} in one place. Use other keys.")
         if not array.size:
             raise ValueError(f"orbax.write: {name!r} has shape {array.shape}, and Orbax stores no empty arrays.")
     if not arrays:
@@ -165,12 +162,12 @@ class _Item:
 
     def spec(self, name: str) -> dict[str, typing.Any]:
         """Where TensorStore finds an array."""
-        if not {"", ".", ".."}.isdisjoint(name.split("/")) and name:
-            raise ValueError(f"it has an array called {name!r}.")
         at = f"{name}/" if name else ""
         if self.document.get("use_ocdbt", True):
             base = {"driver": "file", "path": f"{self.folder}/"}
             place: dict[str, typing.Any] = {"driver": "ocdbt", "base": base, "path": at}
+        elif name and not {"", ".", ".."}.isdisjoint(name.split("/")):
+            raise ValueError(f"it has an array called {name!r}, which is no name within its folder.")
         else:
             place = {"driver": "file", "path": f"{self.folder}/{at}"}
         # where all was written, what is missing was lost, and is no zeros

@@ -1,6 +1,7 @@
 """Plain safetensors files: arrays by name, and nothing about codes."""
 
 import contextlib
+import errno
 import json
 import math
 import mmap
@@ -63,8 +64,12 @@ def write(path: Path, tree: typing.Any) -> None:
 
     Raises:
       TypeError: a leaf is no array of a dtype that the format knows. ``jqz.save`` writes QTensors and all else.
+      ValueError: two leaves have one name, or one that the format has no place for.
     """
-    write_arrays(path, names.flat("safetensors.write", tree), dict)
+    arrays = names.flat("safetensors.write", tree)
+    if "__metadata__" in arrays:
+        raise ValueError("safetensors.write: '__metadata__' is what the format calls its strings. Use another key.")
+    write_arrays(path, arrays, dict)
 
 
 class Header:
@@ -174,6 +179,9 @@ def _size_bytes(array: typing.Any) -> int:
 
 def _header(entries: Mapping[str, typing.Any], metadata: Mapping[str, str]) -> bytes:
     own = {"__metadata__": dict(metadata)} if metadata else {}
+    for text in (*entries, *metadata, *metadata.values()):
+        if not names.is_text(text):
+            raise ValueError(f"{text[:100]!r} is no text that a file can hold. Use other keys.")
     return json.dumps({**own, **entries}, separators=(",", ":")).encode()
 
 
@@ -182,8 +190,13 @@ def naming(who: str, path: Path) -> Iterator[None]:
     """Names the file in whatever a damaged or hostile one leads to, and makes a ValueError of it."""
     try:
         yield
-    except (OSError, ImportError):
+    except ImportError:
         raise
+    except OSError as error:
+        if error.errno != errno.EINVAL or error.filename:
+            raise
+        why = "it is damaged: it sends the reader before its beginning."
+        raise ValueError(f"{who}: {os.fspath(path)!r}: {why}") from error
     except RecursionError:
         raise ValueError(f"{who}: {os.fspath(path)!r} is damaged: its tree is too deep.") from None
     except Exception as error:

@@ -171,7 +171,7 @@ def test_capabilities(capsys):
         (["inspect", "none.safetensors"], "'none.safetensors': No such file or directory"),
         (["inspect", "net.pickle"], "'net.pickle' ends in '.pickle', wanted one of .safetensors"),
         (["inspect", "DAMAGED"], "it is damaged"),
-        (["quantize", "FLOATS", "out.npz", "--policy", "Symmetric(bits=4)"], "cannot hold codes. Use a name that ends"),
+        (["quantize", "FLOATS", "out.npz", "--policy", "Symmetric(bits=4)"], "cannot hold codes. Use a file that ends"),
         (["quantize", "FLOATS", "OUT", "--policy", "Symetric(bits=4)"], "Did you mean Symmetric?"),
         (["quantize", "FLOATS", "OUT", "--policy", "**/kernle=Symmetric(bits=4)"], "Nearest paths: 'encoder/kernel'"),
         (["quantize", "FLOATS", "OUT", "--policy", "Symmetric(granularity=MSE())"], "has a field of another type"),

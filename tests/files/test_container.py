@@ -75,6 +75,20 @@ def test_metadata(path):
         assert opened.metadata()["author"] == "Ada"
 
 
+@pytest.mark.parametrize(("tree", "metadata"), [({"\udcff": X}, {}), ({}, {"by": "\ud800"}), ({}, {"\ud800": ""})])
+def test_text_that_no_file_holds(tree, metadata, path):
+    with pytest.raises(ValueError, match=r"save: '\\ud.*' is no text that a file can hold"):
+        jqz.save(path, tree, metadata)
+    assert not path.exists()
+
+
+def test_what_is_loaded_decodes_outside_of_jit(path):
+    """Levels of a codebook are gathered, and the file gives NumPy's arrays."""
+    q = jqz.quantize(X, jqz.Codebook(bits=2))
+    jqz.save(path, q)
+    np.testing.assert_array_equal(jqz.load(path).dequantize(), jqz.dequantize(q))
+
+
 @pytest.mark.parametrize("metadata", [{"n": 3}, {3: "n"}, {"jqz": "mine"}, {"jqz.x": ""}])
 def test_metadata_is_strings(metadata, path):
     with pytest.raises(TypeError, match="wanted strings"):

@@ -1,5 +1,9 @@
 """What every format of plain arrays obeys; a new one is tested by being listed in ``jqz.files.FORMATS``."""
 
+import pathlib
+import resource
+import shutil
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -9,7 +13,7 @@ import pytest
 from trees import same
 
 import jqz
-from jqz.files import lazy
+from jqz.files import lazy, names
 
 RNG = np.random.default_rng(0)
 TREE = {
@@ -51,6 +55,59 @@ def test_lazy_and_jax_arrays_are_written(path):
     same(room.read(path), {"a": {"0": np.ones((2, 3), np.float32)}, "b": np.ones(2, np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ({"\ud800": np.ones(1)}, r"'\\ud800' is no text that a file can hold"),
+        ({"a": {"b": np.ones(1)}, "a/b": np.ones(1)}, "two leaves are named 'a/b'"),
+    ],
+)
+def test_names_that_would_be_lost(tree, why, path):
+    with pytest.raises(ValueError, match=why):
+        jqz.files.format_of(path).write(path, tree)
+    assert not path.exists()
+
+
+def test_names_are_no_paths(path):
+    """What would lead elsewhere on a disk is a name like others."""
+    room, tree = jqz.files.format_of(path), {"..": np.full(1, 1), "a/../b": np.full(1, 2), "c d\x1b": np.full(1, 3)}
+    room.write(path, tree)
+    part = "." if room is jqz.files.gguf else "/"
+    same(room.read(path), names.nested_at({name.replace("/", part): x for name, x in tree.items()}, part))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_names_of_one_format(tmp_path):
+    one, dots = np.ones(1), {"a.b": np.ones(1), "a": {"b": np.ones(1)}}
+    for name, tree, why in (
+        ("net.npz", {"a\0b": one}, "would lose what follows its zero"),
+        ("net.safetensors", {"__metadata__": one}, "'__metadata__' is what the format calls"),
+        ("net.gguf", dots, "'a/b' and 'a.b' are one name to this format"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            jqz.files.format_of(name).write(tmp_path / name, tree)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_file_is_not_replaced(path):
+    """A folder stays, also an empty one, and a device does under a link to it."""
+    room, tree, link = jqz.files.format_of(path), {"a": np.ones(1)}, path.with_name(f"link{path.suffix}")
+    path.mkdir()
+    link.symlink_to("/dev/null")
+    for target in (path, link):
+        with pytest.raises(ValueError, match=r"is there and no file|exists, and a folder is never replaced"):
+            room.write(target, tree)
+    assert not pathlib.Path("/dev/null").is_file()
+    assert sorted(path.parent.iterdir()) == sorted([path, link])
+
+
+def test_a_folder_that_is_not_there_is_named(path):
+    target = path.parent / "none" / path.name
+    with pytest.raises(FileNotFoundError) as error:
+        jqz.files.format_of(path).write(target, {"a": np.ones(1)})
+    assert error.value.filename == str(target)
+
+
 def test_codes_are_refused(path):
     q = jqz.quantize(np.ones((2, 2), np.float32), jqz.Symmetric(bits=4))
     with pytest.raises(TypeError, match=r"write: 'w' is QTensor.* wanted .* Use .*jqz.save"):
@@ -71,6 +128,18 @@ def test_what_is_there_stays_when_writing_fails(path):
         room.write(path, fails)
     same(room.read(path), TREE)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full(path):
+    """The system refuses to write on, which leaves nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, limits[1]))
+    try:
+        with pytest.raises((OSError, ValueError), match="File too large"):
+            jqz.files.format_of(path).write(path, {"w": RNG.normal(size=(400, 300))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(path.parent.iterdir())
 
 
 @pytest.mark.parametrize("kind", [mutants.flipped, mutants.cut, mutants.stained], ids=lambda kind: kind.__name__)
@@ -106,15 +175,21 @@ def test_npz_of_numpy(tmp_path):
         jqz.files.npz.write(path, {"a": jnp.ones(2, jnp.bfloat16)})
 
 
-def test_npz_whose_directory_is_misplaced(tmp_path):
-    path = tmp_path / "net.npz"
-    jqz.files.npz.write(path, TREE)
+@pytest.mark.parametrize("end", [".npz", ".pth"])
+def test_an_archive_whose_directory_is_misplaced(end, tmp_path):
+    path = tmp_path / f"net{end}"
+    if end == ".npz":
+        jqz.files.npz.write(path, TREE)
+    else:
+        shutil.copy(pathlib.Path(__file__).parents[1] / "data" / "torch.pth", path)
     data = bytearray(path.read_bytes())
-    data[data.rindex(b"PK\x05\x06") + 17] += 16  # 4096 bytes on: members then begin before the file does
+    at = data.find(b"PK\x06\x06")  # large archives say it here, as PyTorch's do
+    data[(at + 48 if at >= 0 else data.rindex(b"PK\x05\x06") + 16) + 2] += 1  # members then begin before the file does
     path.write_bytes(data)
-    for read in (jqz.files.npz.read, jqz.files.npz.scan):
-        with pytest.raises(ValueError, match=r"net.npz': it is damaged"):
-            read(path)
+    room = jqz.files.format_of(path)
+    for read in (room.read, room.scan):
+        with pytest.raises(ValueError, match=rf"net{end}': it is damaged"):
+            jax.tree.map(lazy.value, read(path))
 
 
 def test_msgpack_of_flax(tmp_path):
