@@ -305,6 +305,10 @@ class _Writer(File):
         inputs = [self.numbers[op.inputs[0]], *ends]
         self._operator("STRIDED_SLICE", inputs, self.numbers[op.result], "StridedSliceOptions")
 
+    def _on_take(self, op: g.Take) -> None:
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.asarray(op.indices, np.int32))]
+        self._operator("GATHER", inputs, self.numbers[op.result], "GatherOptions", axis=op.axis)
+
     def _on_concatenate(self, op: g.Concatenate) -> None:
         inputs = [self.numbers[i] for i in op.inputs]
         self._operator("CONCATENATION", inputs, self.numbers[op.result], "ConcatenationOptions", axis=op.axis)
