@@ -160,6 +160,14 @@ class Slice(Operator):
     strides: tuple[int, ...]
 
 
+@_tree("low", "high", "indices")
+class Take(Operator):
+    """The entries of an axis at these places, a vector."""
+
+    indices: typing.Any
+    axis: int
+
+
 @_tree("low", "high")
 class Concatenate(Operator):
     """Tensors side by side along an axis."""

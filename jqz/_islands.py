@@ -101,6 +101,43 @@ def power(build: Builder, eqn: Equation, x: Value) -> Real:
     return Real(index, x.shape, base.raw)
 
 
+#: erf(x) = x P(x**2) / Q(x**2) for magnitudes up to 4, highest powers first: to 4e-7.
+_NUMERATOR = (-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
+              -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02)  # fmt: skip
+_DENOMINATOR = (-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
+                -1.42647390514189e-02)  # fmt: skip
+
+
+def error_function(build: Builder, eqn: Equation, x: Value) -> Real:
+    """erf, as sums, products and a quotient where there is no operator for it; erfc as what is left of 1."""
+    _round(eqn, build)
+    known = eqn.operands[0]
+    source = Real(build.real(known), x.shape) if isinstance(known, Known) else real(eqn, build, 0)
+    shape, ones = source.shape, (1,) * x.ndim
+
+    def call(name: str, *inputs: int) -> int:
+        return build.emit(g.Function, inputs, shape, None, name)
+
+    def number(value: float) -> int:
+        return constant(build, jnp.full(ones, value, jnp.float32))
+
+    def polynomial(square: int, coefficients: tuple[float, ...]) -> int:
+        first, *others = map(number, coefficients)
+        value = call("mul", square, first)
+        for other in others[:-1]:
+            value = call("mul", call("add", value, other), square)
+        return call("add", value, others[-1])
+
+    if "erf" in build.without:
+        inner = call("clamp", number(-4), source.real(build), number(4))
+        square = call("mul", inner, inner)
+        ratio = call("div", polynomial(square, _NUMERATOR), polynomial(square, _DENOMINATOR))
+        value = call("mul", inner, ratio)
+    else:
+        value = call("erf", source.real(build))
+    return Real(call("sub", number(1), value) if eqn.primitive == "erfc" else value, shape, source.raw)
+
+
 def total(eqn: Equation, build: Builder, x: Value) -> Real:
     """Sums in float32."""
     _round(eqn, build)

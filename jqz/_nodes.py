@@ -24,7 +24,8 @@ class Builder:
     """The operators and tensors so far."""
 
     def __init__(self, without: Container[str] = ()) -> None:
-        #: Primitives that there is no operator for, and ``"float32"`` if nothing is computed in that.
+        #: Primitives that there is no operator for (erf is composed then), and ``"float32"`` if nothing is computed in
+        #: that.
         self.without = without
         self.operators: list[typing.Any] = []
         self.tensors: list[g.Tensor] = []
@@ -246,6 +247,36 @@ class Same(Source):
 def linear(value: Known) -> Linear:
     """Codes as an expression."""
     return Linear(Same(value), value.shape, jnp.ones((1,) * value.ndim, jnp.float32))
+
+
+class Stage(typing.NamedTuple):
+    """A step of softmax: ``what`` it is of the codes ``x``."""
+
+    what: str
+    x: Known | Real
+    axes: tuple[int, ...]
+
+
+class Softened(Node):
+    """A value inside a softmax, which is one operator as a whole."""
+
+    def __init__(self, shape: tuple[int, ...], stage: Stage):
+        self.dims, self.stage = shape, stage
+
+    @property
+    def floats(self) -> bool:
+        return True
+
+    def real(self, build: Builder) -> int:
+        return self._refuse()
+
+    def on(self, build: Builder, grid: g.Grid) -> int:
+        return self._refuse()
+
+    def _refuse(self) -> typing.NoReturn:
+        raise ValueError(
+            f"export: the {self.stage.what} of a softmax is used by itself. Use jax.nn.softmax as a whole."
+        )
 
 
 def moved(eqn: Equation, values: Sequence[Node], kind: typing.Any, *args: typing.Any) -> Moved:

@@ -24,6 +24,8 @@ from jqz._nodes import (
     Node,
     Real,
     Same,
+    Softened,
+    Stage,
     at,
     bounded,
     channels_last,
@@ -41,36 +43,6 @@ from jqz._values import Value, decode
 from jqz._walk import Equation, Rule, Walk, either
 from jqz.kernels import places, structure
 from jqz.lowerings.convolution import Convolution
-
-
-class Stage(typing.NamedTuple):
-    """A step of softmax: ``what`` it is of the codes ``x``."""
-
-    what: str
-    x: Known | Real
-    axes: tuple[int, ...]
-
-
-class Softened(Node):
-    """A value inside a softmax, which is one operator as a whole."""
-
-    def __init__(self, shape: tuple[int, ...], stage: Stage):
-        self.dims, self.stage = shape, stage
-
-    @property
-    def floats(self) -> bool:
-        return True
-
-    def real(self, build: Builder) -> int:
-        return self._refuse()
-
-    def on(self, build: Builder, grid: g.Grid) -> int:
-        return self._refuse()
-
-    def _refuse(self) -> typing.NoReturn:
-        raise ValueError(
-            f"export: the {self.stage.what} of a softmax is used by itself. Use jax.nn.softmax as a whole."
-        )
 
 
 def convolution(build: Builder) -> Rule:
@@ -257,6 +229,21 @@ def rules(build: Builder) -> dict[str, Rule]:
         start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
         return moved(eqn, [x], g.Slice, tuple(start), tuple(limit), tuple(eqn.params["strides"] or (1,) * len(start)))
 
+    def take(eqn: Equation, x: Value, indices: Value) -> Value:
+        dims, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+        (axis, *more), shape = dims.start_index_map, tuple(jnp.shape(indices))
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        whole = tuple(1 if i == axis else n for i, n in enumerate(x.shape))
+        plain = not more and dims.collapsed_slice_dims == (axis,) and dims.offset_dims == others and whole == sizes
+        if not plain or is_constant(x) or not is_constant(indices) or len(shape) != 2:
+            refuse(eqn, "wanted entries of one axis, at places that depend on no input.")
+        shape = eqn.avals[0].shape
+
+        def move(build: Builder, inputs: tuple[int, ...], grid: g.Grid | None) -> int:
+            return build.emit(g.Take, inputs, shape, grid, jnp.asarray(indices, jnp.int32).reshape(-1), axis)
+
+        return Moved((x,), shape, move)
+
     def concatenate(eqn: Equation, *values: Value) -> Value:
         if any(is_constant(v) for v in values):
             refuse(eqn, "constants stand beside activations.")
@@ -326,13 +313,15 @@ def rules(build: Builder) -> dict[str, Rule]:
         ("reshape", "squeeze", "broadcast_in_dim"): reshape,
         ("transpose",): transpose,
         ("slice",): cut,
+        ("gather",): take,
         ("concatenate",): concatenate,
         ("pad",): pad,
         ("reduce_window_max",): max_pool,
         ("reduce_max",): reduce_max,
         ("exp",): exponential,
         ("reduce_sum", "reduce_window_sum"): summed,
-        tuple({*places.FUNCTIONS, *places.CHOICES} - {"exp", "integer_pow", "square"}): in_float,
+        tuple({*places.FUNCTIONS, *places.CHOICES} - {"exp", "integer_pow", "square", "erf", "erfc"}): in_float,
+        ("erf", "erfc"): functools.partial(islands.error_function, build),
         ("integer_pow", "square"): functools.partial(islands.power, build),
     }
     one_by_one = {name: functools.partial(_on_nodes, rule) for names, rule in table.items() for name in names}
@@ -376,7 +365,7 @@ def graph_of(net: typing.Any, example: typing.Any, without: Container[str] = ())
 
     def numbers(qparams: typing.Any, sites: typing.Any) -> g.Graph:
         build, outputs = Builder(without), []
-        table = {name: _none if name in without else rule for name, rule in rules(build).items()}
+        table = {name: _none if name in without and name != "erf" else rule for name, rule in rules(build).items()}
         table = {**dict.fromkeys(structure.RULES, _none), **table}
         walk = Walk(_Closed(either(structure.RULES, table)), given_sites("export", sites), derivatives=False)
         nodes = [Real(build.tensor(leaf.shape, None), tuple(leaf.shape), True) for leaf in leaves]

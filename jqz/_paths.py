@@ -91,7 +91,7 @@ def operand(name: str, side: int) -> str:
     'Attention_0/(dot rhs)#2'
     """
     head, _, tail = name.rpartition(")")
-    return f"{head} {('lhs', 'rhs')[side]}){tail}"
+    return f"{head} {('lhs', 'rhs')[side] if side < 2 else f'arg{side}'}){tail}"
 
 
 RESIDUAL = "(residual)"

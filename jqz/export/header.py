@@ -17,7 +17,7 @@ from jqz._target import target_graph, write_each
 _integer_multiplier = jax.jit(integer_multiplier)
 
 #: What there are no loops for.
-WITHOUT = frozenset({"float32", "int16", "reduce_sum", "reduce_window_sum", "reduce_max"})
+WITHOUT = frozenset({"float32", "int16", "gather", "reduce_sum", "reduce_window_sum", "reduce_max"})
 
 
 def header(net: typing.Any, example: typing.Any) -> str:

@@ -314,6 +314,10 @@ class _Writer:
         )
         self._made(op, self._node("Slice", [self._value(op.inputs[0]), *map(self._constant, parts)]))
 
+    def _on_take(self, op: g.Take) -> None:
+        indices = self._constant(np.asarray(op.indices, np.int64))
+        self._made(op, self._node("Gather", [self._value(op.inputs[0]), indices], axis=op.axis))
+
     def _on_concatenate(self, op: g.Concatenate) -> None:
         self._made(op, self._node("Concat", [self._value(i) for i in op.inputs], axis=op.axis))
 

@@ -156,7 +156,8 @@ class _Writer(File):
             self._operator("DEQUANTIZE", [stored], decoded, "DequantizeOptions")
             return [decoded, self._constant(bias)]
         codes, scale, bias = sound_weights(op, self._scale(op.inputs[0]), self._scale(op.result))
-        scales, long = np.asarray(self._scale(op.inputs[0]) * scale), self._long(op.inputs[0])
+        scale, long = _once(scale), self._long(op.inputs[0])
+        scales = np.asarray(self._scale(op.inputs[0]) * scale)
         weight = self._codes(codes.transpose(order), 127 if long else op.limit, scale, axis)
         return [weight, self._constant(bias.astype(np.int64 if long else np.int32), scales)]
 
@@ -267,7 +268,7 @@ class _Writer(File):
     ) -> None:
         """Sums over windows as products with ones, which are rounded once."""
         channels = self.tensors[source].shape[-1]
-        scale = np.full(channels, factor, np.float32)
+        scale = np.array([factor], np.float32)
         ones = self._constant(np.ones((1, *window, channels), np.int8), scale, 3)
         zeros = np.zeros(channels, np.int64 if self._long(op.inputs[0]) else np.int32)
         bias = self._constant(zeros, np.asarray(self._scale(op.inputs[0]) * scale))
@@ -304,6 +305,10 @@ class _Writer(File):
         inputs = [self.numbers[op.inputs[0]], *ends]
         self._operator("STRIDED_SLICE", inputs, self.numbers[op.result], "StridedSliceOptions")
 
+    def _on_take(self, op: g.Take) -> None:
+        inputs = [self.numbers[op.inputs[0]], self._constant(np.asarray(op.indices, np.int32))]
+        self._operator("GATHER", inputs, self.numbers[op.result], "GatherOptions", axis=op.axis)
+
     def _on_concatenate(self, op: g.Concatenate) -> None:
         inputs = [self.numbers[i] for i in op.inputs]
         self._operator("CONCATENATION", inputs, self.numbers[op.result], "ConcatenationOptions", axis=op.axis)
@@ -333,3 +338,8 @@ class _Writer(File):
             name = {"MAXIMUM": "MaximumMinimum", "MINIMUM": "MaximumMinimum"}.get(kind, kind.title().replace("_", ""))
             known = hasattr(self.schema, f"{name}OptionsT")
             self._operator(kind, inputs, result, f"{name}Options" if known else None)
+
+
+def _once(scale: np.ndarray) -> np.ndarray:
+    """The scale that all channels have, if they do: a file spends 16 bytes on each otherwise."""
+    return scale[:1] if (scale == scale[0]).all() else scale

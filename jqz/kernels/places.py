@@ -30,15 +30,15 @@ from jqz._walk import PRODUCTS, Equation, Rule, Walk
 Place = Callable[[Walk, str, Value], Value]
 
 #: Functions of a number.
-FUNCTIONS = ("tanh", "logistic", "exp", "log", "sqrt", "rsqrt", "erf", "abs", "square", "integer_pow")
+FUNCTIONS = ("tanh", "logistic", "exp", "log", "sqrt", "rsqrt", "erf", "erfc", "abs", "square", "integer_pow")
 #: What chooses numbers, by which it is no longer affine.
 CHOICES = ("select_n", "gt", "ge", "lt", "le")
 #: On codes as long as one operand is a constant.
 BY_CONSTANTS = ("sub", "mul", "div", "max", "min")
 #: What moves values, or changes each by constants.
 MOVES = (
-    "reshape", "squeeze", "broadcast_in_dim", "transpose", "slice", "concatenate", "pad", "reduce_window_max", "clamp",
-    "neg", "copy", "copy_p", "stop_gradient", "convert_element_type",
+    "reshape", "squeeze", "broadcast_in_dim", "transpose", "slice", "concatenate", "pad", "reduce_window_max",
+    "gather", "clamp", "neg", "copy", "copy_p", "stop_gradient", "convert_element_type",
 )  # fmt: skip
 SUMS = ("reduce_sum", "reduce_window_sum", "reduce_max")
 BODIES = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")

@@ -168,7 +168,7 @@ def rules(requant: Requant) -> dict[str, Rule]:
             ("copy", "copy_p", "stop_gradient", "convert_element_type", "sharding_constraint"): passed,
             ("reshape", "transpose", "squeeze", "broadcast_in_dim", "slice", "rev"): moved,
             ("concatenate", "pad", "reduce_window_max", "reduce_max"): moved,
-            ("dynamic_slice",): sliced,
+            ("dynamic_slice", "gather"): sliced,
             ("select_n",): select,
             ("reduce_sum", "reduce_window_sum"): summed,
         }.items()

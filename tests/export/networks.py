@@ -59,10 +59,11 @@ def branches(params, x):
 
 
 def functions(params, x):
-    """Functions of numbers, each between two products: gelu, silu, hard swish, leaky relu, powers and quotients."""
+    """Functions of numbers, each between two products: gelus, silu, hard swish, leaky relu, powers and quotients."""
     kinds = (jax.nn.gelu, jax.nn.silu, jax.nn.hard_swish, jax.nn.leaky_relu, lambda y: y / (1 + jnp.abs(y)) ** 2,
+             functools.partial(jax.nn.gelu, approximate=False),
              lambda y: jnp.exp(-jnp.square(y)) - jnp.sqrt(jnp.log(jnp.maximum(2 - y, 0) + 1.5)))  # fmt: skip
-    for kind, name in zip(kinds, "abcdef", strict=True):
+    for kind, name in zip(kinds, "abcdefh", strict=True):
         x = kind(x @ params[f"{name}/kernel"])
     return jax.nn.relu(x @ params["float"] @ params["g/kernel"]) @ params["float"]  # which is not coded
 
@@ -86,9 +87,10 @@ def transformer(params, x):
 
 
 def resized(params, x):
-    """Bilinear resizing, which is products with matrices of its own."""
+    """Bilinear resizing, which is products with matrices of its own, and the nearest neighbours of codes."""
     x = jax.nn.relu(x @ params["a/kernel"])
-    return jax.image.resize(x, (x.shape[0], 6, 5, 3), "bilinear") @ params["b/kernel"]
+    near = jax.image.resize(x, (x.shape[0], 6, 3, 3), "nearest")
+    return jax.image.resize(x, (x.shape[0], 6, 5, 3), "bilinear") @ params["b/kernel"], near @ params["c/kernel"]
 
 
 def filled(shapes):
@@ -158,13 +160,13 @@ NETWORKS: dict[str, typing.Callable] = {
         ),
         (4, 8),
     ),
-    "functions": lambda: (functions, kernels(float=(9, 9), **{f"{name}_kernel": (9, 9) for name in "abcdefg"}), (9,)),
+    "functions": lambda: (functions, kernels(float=(9, 9), **{f"{name}_kernel": (9, 9) for name in "abcdefgh"}), (9,)),
     "transformer": lambda: (
         transformer,
         kernels(scale=(8,), **{f"{name}_kernel": (8, 8) for name in "abcdeqkv"}),
         (4, 8),
     ),
-    "resized": lambda: (resized, kernels(a_kernel=(2, 3), b_kernel=(3, 5)), (4, 4, 2)),
+    "resized": lambda: (resized, kernels(a_kernel=(2, 3), b_kernel=(3, 5), c_kernel=(3, 5)), (4, 4, 2)),
     "sums": lambda: (sums, kernels(a_kernel=(4, 8), b_kernel=(8, 8), c_kernel=(8, 8)), (5, 3, 4)),
     "nnx": _nnx,
     "means": _means,
