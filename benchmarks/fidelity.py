@@ -55,7 +55,7 @@ class Bounded(nn.Module):
 class MobileNetV2(nn.Module):
     """Inverted residuals, arXiv:1801.04381; names are those of the published weights."""
 
-    activation: typing.Callable = lambda x: Bounded()(x)
+    activation: typing.Callable = nn.relu6
 
     def layer(self, x, path, norm, channels, size=1, stride=1, groups=1):
         pads = [((size - 1) // 2, (size - 1) // 2)] * 2
@@ -93,7 +93,7 @@ def mobilenet_v2(cache: pathlib.Path) -> dict:
 
 
 class Network(typing.NamedTuple):
-    """A model, its published weights, and how it wants its pixels of 0 to 255."""
+    """A model by its activation, its published weights, and how it wants its pixels of 0 to 255."""
 
     model: typing.Callable[..., nn.Module]
     variables: typing.Callable[[pathlib.Path], dict]
@@ -103,9 +103,7 @@ class Network(typing.NamedTuple):
 
 NETWORKS = {
     "mobilenet-v2": Network(MobileNetV2, mobilenet_v2, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
-    "efficientnet-lite0": Network(
-        lambda: lite0.Lite0(activation=lambda x: Bounded()(x)), lite0.variables, (127,) * 3, (128,) * 3
-    ),
+    "efficientnet-lite0": Network(lite0.Lite0, lite0.variables, (127,) * 3, (128,) * 3),
 }
 
 
@@ -142,8 +140,8 @@ class Study:
         self.labels = labels[tests]
         self.tests = [jnp.asarray(part) for part in np.split(images[tests], 4)]
         self.inputs = [jnp.asarray(part[:, :, ::-1]) for part in np.split(images[2::5], 2)]
-        model = network.model()
-        self.plain, self.model = model.apply, jqz.lowered(model.apply)
+        model = network.model(activation=lambda x: Bounded()(x))
+        self.plain, self.model = network.model().apply, jqz.lowered(model.apply)
         shapes = jax.eval_shape(model.init, jax.random.key(0), self.tests[0])
         self.variables = with_bounds(network.variables(cache), typing.cast(dict, shapes))
         self.float_fn = jax.jit(self.model)
