@@ -6,9 +6,8 @@ function of the example with its own defaults, all layers alike.
 ``best``: from the float network, which also teaches (temperature 1): Adam on a cosine, schemes that fit their grids to
 each layer, gradients that know the scale, weights of binary networks clipped to [-1, 1], 8 bits for the first and the
 last layer, and batch norm measured again at the end with the weights as they are rounded. Activations are rounded on
-grids that the float network's decided. In the binary net sums stay real on their way past a layer and are binary
-where one reads it, the 3 x 3 layer has such a way as well (Bi-Real Net, arXiv:1808.00278), and what a layer adds is
-bent and shifted by channel (ReActNet, arXiv:2003.03488).
+grids that the float network's decided. In the binary net the sum of a unit stays real on the shortcut and is binary
+where a layer reads it (Bi-Real Net, arXiv:1808.00278).
 """
 
 import functools
@@ -16,7 +15,6 @@ import typing
 from collections.abc import Callable
 from types import MappingProxyType
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -109,15 +107,6 @@ def _as_it_is(x: jax.Array) -> jax.Array:
     return x
 
 
-def _bent(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
-    """A slope for negative values and a shift, learned for each channel."""
-    slope, shift = (
-        module.param(f"{name}_{part}", nn.initializers.constant(value), x.shape[-1:])[None, None, None]
-        for part, value in (("slope", 0.25), ("shift", 0.0))
-    )
-    return jnp.where(x > 0, x, slope * x) + shift
-
-
 def variants() -> dict[str, Variant]:
     """The float network and its nine variants, each as a policy of jqz."""
     unit = jqz.Binary(scale=jqz.schemes.UnitScale(), estimator=jqz.ste.Clipped())
@@ -125,11 +114,10 @@ def variants() -> dict[str, Variant]:
     fixed = {"**/kernel": jqz.FixedPoint(bits=8)}
     pow2 = jqz.PowerOfTwo(bits=4, granularity=CHANNEL, scale=jqz.schemes.RealScale())
     affine = {"**/kernel": jqz.Asymmetric(bits=8, granularity=CHANNEL)}
-    binary_net = {"site": _bent, "relu": _sign, "enter": _sign, "leave": _as_it_is, "around": jnp.add}
     return {
         "float": Variant(FLOAT),
         "binary-connect": Variant(_inner(unit), project=_clip_kernels),
-        "binary-net": Variant(_inner(unit), binary_net, _clip_kernels),
+        "binary-net": Variant(_inner(unit), {"relu": _sign, "enter": _sign, "leave": _as_it_is}, _clip_kernels),
         "binary-weight": Variant(_inner(mean), project=_clip_kernels),
         "fixed-point-connect": Variant(jqz.Policy(fixed)),
         "fixed-point-net": Variant(jqz.Policy(fixed, inputs=jqz.FixedPoint(bits=8, sign=jqz.schemes.Unsigned()))),
@@ -172,9 +160,7 @@ def best(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data, start:
         return jqz.simulated(model.apply, FLOAT if incremental else variant.policy)(variables, sites, prepare(images))
 
     learn = None if start is None else lambda x: jqz.lowered(base.apply)(start, x)
-    variables = _variables(model, plan, data)
-    if start is not None:  # what the variant has besides begins as it is initialized
-        variables = {kind: {**leaves, **start[kind]} for kind, leaves in variables.items()}
+    variables = _variables(model, plan, data) if start is None else start
     step = steps.make_step(apply, optimizer, prepare, (steps.shift(1), steps.flip), learn, variant.project)
     params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
     state = steps.State(params, rest, optimizer.init(params))

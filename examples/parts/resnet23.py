@@ -36,7 +36,6 @@ class ResNet23(nn.Module):
     relu: Callable[[jax.Array], jax.Array] = nn.relu
     enter: Callable[[jax.Array], jax.Array] = lambda x: x  # what a unit does to its input beside the shortcut
     leave: Callable[[jax.Array], jax.Array] | None = None  # what becomes of the sum; None for relu
-    around: Callable[[jax.Array, jax.Array], jax.Array] = lambda out, into: out  # the 3 x 3 layer's result and input
     relu_first: tuple[str, ...] = ()  # the layers of a unit in which relu comes before batch norm
     use_bias: bool = True
     classes: int = 10
@@ -57,9 +56,9 @@ class ResNet23(nn.Module):
         leave = self.leave or self.relu
         x = leave(conv(x, "stem", self.maps, 3))
         for k in range(2, 2 + self.units):
-            h = conv(self.enter(x), f"unit{k}_conv1", self.maps // 2, 1)
-            h = self.around(conv(relu_after(h, "conv1"), f"unit{k}_conv2", self.maps // 2, 3), h)
-            x = leave(conv(relu_after(h, "conv2"), f"unit{k}_conv3", self.maps, 1) + x)
+            h = relu_after(conv(self.enter(x), f"unit{k}_conv1", self.maps // 2, 1), "conv1")
+            h = relu_after(conv(h, f"unit{k}_conv2", self.maps // 2, 3), "conv2")
+            x = leave(conv(h, f"unit{k}_conv3", self.maps, 1) + x)
             if k in (3, 5, 7):
                 x = nn.max_pool(x, (2, 2), (2, 2))
         return nn.Dense(
