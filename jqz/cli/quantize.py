@@ -122,7 +122,7 @@ class _Deferred:
 
 def _coded(decision: Decision) -> list[np.ndarray]:
     """Reads a tensor and codes it."""
-    array, scheme = lazy.value(decision.leaf), typing.cast(Scheme, decision.scheme)
+    array, scheme = trees.whole(decision.leaf), typing.cast(Scheme, decision.scheme)
     with _one_at_a_time(scheme, array.shape, array.dtype):  # what compiles for the one is there for the next
         try:
             coded = quantize({"weight": array}, lambda *_: scheme)["weight"]  # one name: one program for each shape

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from jqz import files
+from jqz._learnable import Learnable, is_whole
 from jqz._paths import name
-from jqz._qtensor import QTensor, is_qtensor
+from jqz._qtensor import QTensor
 from jqz._transform import dequantize
 from jqz.cli import output
 from jqz.files.lazy import Lazy, value
@@ -22,8 +23,15 @@ FILES = f"files end in {', '.join(files.READABLE)}"
 def leaves(path: str) -> dict[str, typing.Any]:
     """The arrays and QTensors of a file by name; read one at a time, when asked."""
     tree = files.scan(path)
-    flat = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_qtensor)
-    return {name(keys) or "value": plain(leaf) for keys, leaf in flat if hasattr(leaf, "dtype")}
+    found = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_whole):
+        path = name(keys) or "value"
+        if isinstance(leaf, Learnable):
+            grid = jax.tree_util.tree_leaves_with_path(leaf.grid)
+            found |= {f"{path}/value": leaf.value, **{f"{path}/grid/{name(inner)}": part for inner, part in grid}}
+        elif hasattr(leaf, "dtype"):
+            found[path] = plain(leaf)
+    return found
 
 
 def plain(leaf: typing.Any) -> typing.Any:
@@ -50,6 +58,8 @@ def stored_bytes(leaf: typing.Any) -> int:
 
 def value_bytes(leaf: typing.Any) -> int:
     """Bytes of its values where they are not coded."""
+    if isinstance(leaf, Learnable):
+        leaf = leaf.value
     return leaf.size * np.dtype(leaf.dtype).itemsize
 
 

@@ -59,6 +59,22 @@ def _data(leaf):
     return jax.random.key_data(leaf) if getattr(leaf, "dtype", None) == jax.random.key(0).dtype else leaf
 
 
+def test_a_weight_that_learned_its_grid(tmp_path, capsys):
+    path, target = tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    scheme = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ())
+    tree = {"layer": jqz.learnable({"w": W}, scheme), "b": W[0]}
+    jqz.save(path, tree)
+    told(capsys, "quantize", str(path), str(target), "--policy", f"**/w={scheme}")
+    same(jqz.load(target), jqz.quantize(tree, jqz.Policy({"**/w": scheme})))
+    assert "Use the policy that learnable was given" in told(
+        capsys, "quantize", str(path), str(target), "--policy", f"**/w={RULE}", code=2
+    )
+    rows = json.loads(told(capsys, "inspect", str(path), "--json"))["tensors"]
+    assert [row["name"] for row in rows] == ["b", "layer/w/value", "layer/w/grid/scale"]
+    told(capsys, "dequantize", str(path), str(target))
+    np.testing.assert_array_equal(jqz.files.safetensors.read(target)["layer"]["w"]["value"], W)
+
+
 def test_report_of_odd_leaves(tmp_path, capsys):
     path, page = tmp_path / "net.safetensors", str(tmp_path / "page.html")
     jqz.save(path, {name: ODD[name] for name in ("bfloat16", "empty", "key")})
