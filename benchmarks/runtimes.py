@@ -1,4 +1,4 @@
-"""What do LiteRT, ONNX Runtime and jqz make of one quantized MobileNetV1?
+"""What do LiteRT, ONNX Runtime, Arm NN and jqz make of one quantized MobileNetV1?
 
     python benchmarks/runtimes.py                                  # both sizes, two threads
     python benchmarks/runtimes.py --only 0.25-128 --images 20      # one of them, faster
@@ -17,6 +17,7 @@ import time
 import typing
 from collections.abc import Callable
 
+import armnn
 import jax
 import numpy as np
 import report
@@ -129,6 +130,13 @@ def compare(size: str, arguments: argparse.Namespace) -> None:
         bad = "{} of {}".format(*wrong[name]) if name in wrong else ""
         kilobytes = "" if row.size_bytes is None else f"{row.size_bytes / 1024:,.0f}"
         lines.append([name, kilobytes, f"{ms[name]:.2f}" if name in ms else "", bad])
+    if why := armnn.missing():
+        print(f"Arm NN is left out: {why}")
+    else:  # its reference backend, the one that Debian has for this machine
+        codes, taken = armnn.run(lite, levels[:1])
+        row = Row(len(lite), lambda one: codes, jqz.requant.HalfAway())
+        bad = "{} of {}".format(*mismatches(net, row, levels[:1], images))
+        lines.append(["Arm NN int8, reference", f"{len(lite) / 1024:,.0f}", f"{taken:,.0f}", bad])
     heads = ["", "KiB", "ms", f"codes that differ, {arguments.images} images"]
     report.table(heads, lines, f"MobileNetV1 {size}; goal for a scale a tensor: {GOALS[size]} KiB")
 
