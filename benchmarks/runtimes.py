@@ -1,4 +1,4 @@
-"""What do LiteRT, ONNX Runtime and jqz make of one quantized MobileNetV1?
+"""What do LiteRT, ONNX Runtime, Arm NN and jqz make of one quantized MobileNetV1?
 
     python benchmarks/runtimes.py                                  # both sizes, two threads
     python benchmarks/runtimes.py --only 0.25-128 --images 20      # one of them, faster
@@ -19,6 +19,7 @@ import time
 import typing
 from collections.abc import Callable
 
+import armnn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +141,7 @@ def compare(size: str, arguments: argparse.Namespace) -> None:
     after = jqz.convert(model.fn, model.variables, [model.x], POLICY)
     values = jqz.dequantize(after.qparams)
     rows = {"jqz float32, lowered": Row(None, on_jax(jax.jit(lambda x: jqz.lowered(model.fn)(values, x))))}
+    after_training: typing.Any = None
     for name, start in {"int8": after, "int8 trained": trained(model, arguments.steps)}.items():
         net = jqz.export.complete(start, model.x)
         if name == "int8":
@@ -147,6 +149,7 @@ def compare(size: str, arguments: argparse.Namespace) -> None:
             rows["LiteRT float32"] = Row(len(lite), litert(lite, threads))
             rows["ONNX Runtime float32"] = Row(len(onnx), onnx_runtime(onnx, threads))
         lite, onnx = (write(net, images[:1], interface=jqz.export.Codes()) for write in WRITERS)
+        after_training = (lite, net) if name == "int8" else after_training
         rows |= {
             f"LiteRT {name}": Row(len(lite), litert(lite, threads), jqz.requant.XNNPACK(), net),
             f"LiteRT {name}, reference": Row(len(lite), litert(lite, threads, True), jqz.Gemmlowp(), net),
@@ -167,6 +170,15 @@ def compare(size: str, arguments: argparse.Namespace) -> None:
         bad = "{} of {}".format(*wrong[name]) if name in wrong else ""
         kilobytes = "" if row.size_bytes is None else f"{row.size_bytes / 1024:,.0f}"
         lines.append([name, kilobytes, f"{ms[name]:.2f}" if name in ms else "", bad])
+    if why := armnn.missing():
+        print(f"Arm NN is left out: {why}")
+    else:  # its reference backend, the one that Debian has for this machine
+        file, net = after_training
+        levels = own_codes("LiteRT", net, images[:1])
+        codes, taken = armnn.run(file, levels)
+        row = Row(len(file), lambda one: codes, jqz.requant.HalfAway())
+        bad = "{} of {}".format(*mismatches(net, row, levels, images))
+        lines.append(["Arm NN int8, reference", f"{len(file) / 1024:,.0f}", f"{taken:,.0f}", bad])
     heads = ["", "KiB", "ms", f"codes that differ, {arguments.images} images"]
     report.table(heads, sorted(lines), f"MobileNetV1 {size}; goal for a scale a tensor: {GOALS[size]} KiB")
 

@@ -59,7 +59,7 @@ def branches(params, x):
 
 
 def functions(params, x):
-    """Functions of numbers, each between two products: gelus, silu, hard swish, leaky relu, powers and quotients."""
+    """Functions of numbers, each between products: both gelus, silu, hard swish, leaky relu, powers and quotients."""
     kinds = (jax.nn.gelu, jax.nn.silu, jax.nn.hard_swish, jax.nn.leaky_relu, lambda y: y / (1 + jnp.abs(y)) ** 2,
              functools.partial(jax.nn.gelu, approximate=False),
              lambda y: jnp.exp(-jnp.square(y)) - jnp.sqrt(jnp.log(jnp.maximum(2 - y, 0) + 1.5)))  # fmt: skip
