@@ -141,10 +141,10 @@ class Study:
         self.tests = [jnp.asarray(part) for part in np.split(images[tests], 4)]
         self.inputs = [jnp.asarray(part[:, :, ::-1]) for part in np.split(images[2::5], 2)]
         model = network.model(activation=lambda x: Bounded()(x))
-        self.plain, self.model = network.model().apply, jqz.lowered(model.apply)
+        self.plain, self.model = network.model().apply, model.apply
         shapes = jax.eval_shape(model.init, jax.random.key(0), self.tests[0])
         self.variables = with_bounds(network.variables(cache), typing.cast(dict, shapes))
-        self.float_fn = jax.jit(self.model)
+        self.float_fn = jax.jit(jqz.lowered(self.model))
         self.exact = self.logits(lambda x: self.float_fn(self.variables, x))
 
     def logits(self, run: typing.Callable[[jax.Array], jax.Array]) -> np.ndarray:
@@ -215,7 +215,7 @@ def four_bits(s: Study, steps: int) -> None:
         again = algorithms.reestimate_batch_norm(s.model, rounded, s.inputs)
         s.row("the same, batch norms measured again", s.weights_only(again))
     if steps:
-        learned = algorithms.reconstruct(s.model, s.variables, moved, s.inputs, steps=steps)
+        learned = algorithms.reconstruct(jqz.lowered(s.model), s.variables, moved, s.inputs, steps=steps)
         s.row("W4, gptq, batch norms by their change, blocks", s.weights_only(learned))
 
 

@@ -29,9 +29,9 @@ def synthesize_inputs(
     mean((m - mean)**2 / variance) + mean((sqrt(v) - sqrt(variance))**2 / variance), m and v being the statistics of the
     batch, channel by channel, and the same for the input itself with mean 0 and variance 1.
 
-    Use it to run what needs inputs (``gptq``, ``calibrate``) where there are none. Do not measure batch norms on them:
-    at 3 bits and more even their change (``reestimate_batch_norm`` with a reference) does more harm than good. Real
-    inputs are better: a few hundred of them suffice.
+    Use it to run what needs inputs (``gptq``, ``calibrate``) where there are none. Batch norms are better left alone:
+    measured on such inputs, even their change alone (``reestimate_batch_norm`` with a reference) may cost more than it
+    gains. Real inputs are better: a few hundred of them suffice.
 
     Args:
       fn: a pure function of ``(params, x)`` that infers.
