@@ -127,15 +127,15 @@ def scale_equivariant(scheme: Scheme, x: np.ndarray) -> None:
 
 
 def affine_holds(scheme: Scheme, x: np.ndarray) -> None:
-    """decode(c) == scale * (levels(c) - zero_point) for every code in use, levels int8, |levels| <= limit <= 128."""
+    """decode(c) == scale * (levels(c) - zero_point) for every code in use, |levels| <= limit, as int8 or int16."""
     s = study(scheme, x)
     if s.affine is None:
         return
     with jax.enable_x64(x.dtype == np.float64):
         limit = scheme.affine(s.grid).limit
     scale, zero_point, levels = s.affine
-    assert levels.dtype == np.int8
-    assert limit <= 128
+    assert limit <= 2**15
+    assert levels.dtype == (np.int8 if limit <= 128 else np.int16)
     mask = levels_of(scheme, x)[1]
     assert np.abs(levels.astype(np.int64))[mask].max(initial=0) <= limit, "levels beyond the limit"
     broadcast = np.broadcast_shapes(*(stage.granularity.grid_shape(x.shape) for stage in parts(scheme)))
