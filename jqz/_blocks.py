@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import jax
 
 from jqz import _paths
-from jqz._interpret import bind, trace
+from jqz._evaluate import is_array, is_leaf, traced
+from jqz._interpret import bind
 from jqz._walk import PRODUCTS
 
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
@@ -59,7 +60,7 @@ class Block:
 
 def arrays_of(params: typing.Any, args: Sequence[typing.Any]) -> list[typing.Any]:
     """The arrays among parameters and arguments, in the order in which blocks take them."""
-    return [leaf for leaf in jax.tree.leaves((params, *args)) if hasattr(leaf, "dtype")]
+    return [leaf for leaf in jax.tree.leaves((params, *args), is_leaf=is_leaf) if is_array(leaf)]
 
 
 def blocks(
@@ -81,22 +82,10 @@ def blocks(
       weights: paths of parameters.
       together: groups of globs; what stands from the first weight that one of a group names to the last is one block.
     """
-    whole, treedef = jax.tree.flatten((params, *args))
-    paths = [_paths.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    places = [i for i, leaf in enumerate(whole) if hasattr(leaf, "dtype")]
-
-    def on_arrays(*values: typing.Any) -> typing.Any:
-        leaves = list(whole)
-        for i, value in zip(places, values, strict=True):
-            leaves[i] = value
-        params, *args = treedef.unflatten(leaves)
-        return fn(params, *args)
-
-    jaxpr, _ = trace(on_arrays, *(jax.ShapeDtypeStruct(whole[i].shape, whole[i].dtype) for i in places))
-    program = _Program(len(places))
-    outputs = program.inline(jaxpr, list(range(len(places))))
-    named = {n: paths[i] for n, i in enumerate(places) if i < len(paths)}
-    return program.cut(named, weights, [v for v in outputs if isinstance(v, int)], together)
+    found = traced(fn, (params, *args), {})
+    program = _Program(len(found.operands))
+    outputs = program.inline(found.jaxpr, list(range(len(found.operands))))
+    return program.cut(found.of_first(), weights, [v for v in outputs if isinstance(v, int)], together)
 
 
 class _Program:

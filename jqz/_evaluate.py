@@ -24,21 +24,39 @@ def walk_through(
 
     ``finish`` is told the results, and what it makes of them is decoded.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path((args, kwargs), is_leaf=is_leaf)
-    traced = [i for i, (_, leaf) in enumerate(flat) if is_array(leaf)]
+    program = traced(fn, args, kwargs)
+    results = interpret(program.jaxpr, [_value(*one) for one in program.operands], walk)
+    if finish is not None:
+        results = [finish(walk, v) for v in results]
+    return program.structure.unflatten([v.tensor if isinstance(v, Stored) else decode(v) for v in results])
+
+
+class Traced(typing.NamedTuple):
+    """A function's jaxpr, the structure of its result, and its operands: paths and arrays among the arguments."""
+
+    jaxpr: typing.Any
+    structure: typing.Any
+    operands: list[tuple[typing.Any, typing.Any]]
+
+    def of_first(self) -> dict[int, str]:
+        """The operands that are leaves of the first argument: their numbers and their names in it."""
+        return {i: _paths.name(at[2:]) for i, (at, _) in enumerate(self.operands) if (at[0].idx, at[1].idx) == (0, 0)}
+
+
+def traced(fn: Callable[..., typing.Any], args: typing.Any, kwargs: typing.Any) -> Traced:
+    """Traces a function on the shapes of the arrays among its arguments; what else it gets stays as it is."""
+    flat, treedef = jax.tree_util.tree_flatten_with_path((tuple(args), kwargs), is_leaf=is_leaf)
+    places = [i for i, (_, leaf) in enumerate(flat) if is_array(leaf)]
 
     def on_arrays(*arrays: jax.Array) -> typing.Any:
         leaves = [leaf for _, leaf in flat]
-        for i, array in zip(traced, arrays, strict=True):
+        for i, array in zip(places, arrays, strict=True):
             leaves[i] = array
         args, kwargs = treedef.unflatten(leaves)
         return fn(*args, **kwargs)
 
-    jaxpr, structure_out = trace(on_arrays, *(_abstract(flat[i][1]) for i in traced))
-    results = interpret(jaxpr, [_value(*flat[i]) for i in traced], walk)
-    if finish is not None:
-        results = [finish(walk, v) for v in results]
-    return structure_out.unflatten([v.tensor if isinstance(v, Stored) else decode(v) for v in results])
+    jaxpr, structure = trace(on_arrays, *(_abstract(flat[i][1]) for i in places))
+    return Traced(jaxpr, structure, [flat[i] for i in places])
 
 
 def is_leaf(leaf: typing.Any) -> bool:
@@ -48,7 +66,7 @@ def is_leaf(leaf: typing.Any) -> bool:
 
 def is_array(leaf: typing.Any) -> bool:
     """Whether a leaf of the arguments is traced, or reaches the function as it is."""
-    return isinstance(leaf, QTensor | Lazy | jax.Array | np.ndarray | np.generic)
+    return isinstance(leaf, QTensor | Lazy | jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic)
 
 
 def _abstract(leaf: typing.Any) -> typing.Any:

@@ -5,10 +5,7 @@ import math
 import typing
 from collections.abc import Callable
 
-import jax
-
-from jqz import _paths
-from jqz._interpret import trace
+from jqz._evaluate import traced
 from jqz._walk import PRODUCTS
 
 _ADDS = ("add", "sub", "add_any")
@@ -41,20 +38,9 @@ def flow(fn: Callable[..., typing.Any], params: typing.Any, *args: typing.Any) -
 
     Calls are entered; loops and branches are not.
     """
-    leaves, treedef = jax.tree.flatten((params, *args))
-    paths = [_paths.name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    arrays = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
-
-    def on_arrays(*values: typing.Any) -> typing.Any:
-        whole = list(leaves)
-        for i, value in zip(arrays, values, strict=True):
-            whole[i] = value
-        params, *args = treedef.unflatten(whole)
-        return fn(params, *args)
-
-    jaxpr, _ = trace(on_arrays, *(jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays))
-    found = Flow()
-    values = _follow(jaxpr, [Value(paths[i]) if i < len(paths) else Value() for i in arrays], found)
+    program = traced(fn, (params, *args), {})
+    found, named = Flow(), program.of_first()
+    values = _follow(program.jaxpr, [Value(named.get(i)) for i in range(len(program.operands))], found)
     found.ends = frozenset().union(*(value.last for value in values))
     return found
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz._fixed_point import shift_half_away
-from jqz._rescaling import Long, Pair, Requant, Term
+from jqz._rescaling import Long, Onto, Pair, Requant, Term
 from jqz._rounding import rounded_product
 from jqz._scheme import quotient
 from jqz._values import Activation, Levels, Pending, Value
@@ -36,6 +36,11 @@ class Target:
     zero_point: jax.Array
     low: jax.Array
     high: jax.Array
+
+    @property
+    def onto(self) -> Onto:
+        """The grid alone."""
+        return Onto(self.scale, self.zero_point, self.low, self.high)
 
     def of_real(self, x: jax.Array) -> jax.Array:
         """int8 codes of real numbers."""
@@ -171,14 +176,14 @@ class Scaled(Waiting):
             acc = typing.cast(jax.Array, first.integers)  # or sums of 64 bits, under the rule for these
             if isinstance(first, OfMeans) and self.offset is None:
                 scale = first.scales[0]
-                codes = target.rule.mean(acc, first.count, first.zero_point, scale, target.scale, *bounds)
+                codes = target.rule.mean(acc, first.count, first.zero_point, scale, target.onto)
                 if codes is not None:
                     return codes
             if isinstance(first, OfCodes) and self.offset is None:
-                return target.rule.recoded(acc, first.scales, target.scale, *bounds)
+                return target.rule.recoded(acc, first.scales, target.onto)
             return target.rule(acc, first.scales, target.scale, *bounds, offset=self.offset)
         if self.offset is None and all(isinstance(part, OfCodes) and part.scales[1].size == 1 for part in self.parts):
-            codes = target.rule.sum([_term(part) for part in self.parts], target.scale, *bounds)
+            codes = target.rule.sum([_term(part) for part in self.parts], target.onto)
             if codes is not None:
                 return codes
         if target.rule.integer or self.known:

@@ -30,6 +30,7 @@ from jqz._rescaling import (
     Bias,
     IntegerBias,
     Long,
+    Onto,
     Pair,
     RealBias,
     Requant,
@@ -42,8 +43,8 @@ from jqz._rounding import fused_multiply_add, nearest_code, rounded_product
 from jqz._scheme import quotient
 
 __all__ = [
-    "XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "Int16x8", "IntegerBias", "ONNXRuntime", "RealBias",
-    "Requant", "Ruy", "Term",
+    "XNNPACK", "Bias", "Float32Requant", "Gemmlowp", "HalfAway", "Int16x8", "IntegerBias", "ONNXRuntime", "Onto",
+    "RealBias", "Requant", "Ruy", "Term",
 ]  # fmt: skip
 
 
@@ -107,14 +108,8 @@ class XNNPACK(_Float32):
 
     bias: Bias = dataclasses.field(default=IntegerBias(), init=False, repr=False)
 
-    def sum(
-        self,
-        terms: Sequence[Term],
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
+    def sum(self, terms: Sequence[Term], onto: Onto) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         if len(terms) != 2:
             return None
         ratios = [quotient(scale, denominator) for _, scale, _ in terms]
@@ -124,16 +119,9 @@ class XNNPACK(_Float32):
         return jnp.clip((total >> shift) + zero_point, low, high).astype(jnp.int8)
 
     def mean(
-        self,
-        sums: jax.Array,
-        count: int,
-        zeros: jax.Array | int,
-        scale: jax.Array,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
+        self, sums: jax.Array, count: int, zeros: jax.Array | int, scale: jax.Array, onto: Onto
     ) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         # of the codes as they are: their zero points are taken off, with that of the result, in float32
         multiplier = quotient(scale, denominator) * (jnp.float32(1) / jnp.float32(count))
         zeros = jnp.asarray(zeros, jnp.int32) * count
@@ -152,14 +140,8 @@ class ONNXRuntime(_Float32):
 
     bias: Bias = dataclasses.field(default=IntegerBias(), init=False, repr=False)
 
-    def sum(
-        self,
-        terms: Sequence[Term],
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
+    def sum(self, terms: Sequence[Term], onto: Onto) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         if len(terms) != 2:
             return None
         unsigned = 128
@@ -172,16 +154,9 @@ class ONNXRuntime(_Float32):
         return jnp.clip(self.nearest(real) - unsigned, low, high).astype(jnp.int8)
 
     def mean(
-        self,
-        sums: jax.Array,
-        count: int,
-        zeros: jax.Array | int,
-        scale: jax.Array,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
+        self, sums: jax.Array, count: int, zeros: jax.Array | int, scale: jax.Array, onto: Onto
     ) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         # as ONNX Runtime's global average pool, whose multiplier is s_in / (s_out * count)
         return self(sums, (scale, jnp.ones_like(scale)), denominator * count, zero_point, low, high)
 
@@ -216,30 +191,17 @@ class Gemmlowp(Requant):
         product = high_multiply(shift_up(acc, exponent), mantissa)
         return shift_half_away(product, jnp.maximum(-exponent, 0))
 
-    def sum(
-        self,
-        terms: Sequence[Term],
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
+    def sum(self, terms: Sequence[Term], onto: Onto) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         if len(terms) != 2:
             return None
         total = _gemmlowp_sum(terms, denominator, 20)
         return jnp.clip(total + zero_point, low, high).astype(jnp.int8)
 
     def mean(
-        self,
-        sums: jax.Array,
-        count: int,
-        zeros: jax.Array | int,
-        scale: jax.Array,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
+        self, sums: jax.Array, count: int, zeros: jax.Array | int, scale: jax.Array, onto: Onto
     ) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         codes = _gemmlowp_mean(sums, count, scale, denominator)
         return jnp.clip(saturating(codes, zero_point), low, high).astype(jnp.int8)
 
@@ -319,38 +281,18 @@ class Int16x8(Requant):
         codes = jnp.where(rest == 0, self.scaled(long, numerators, denominator), rest.astype(jnp.int32))
         return _int16(codes, zero_point, low, high)
 
-    def recoded(
-        self,
-        levels: jax.Array,
-        numerators: Pair,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array:
+    def recoded(self, levels: jax.Array, numerators: Pair, onto: Onto) -> jax.Array:
+        denominator, zero_point, low, high = onto
         return _int16(Gemmlowp().scaled(levels, numerators, denominator), zero_point, low, high)
 
-    def sum(
-        self,
-        terms: Sequence[Term],
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
+    def sum(self, terms: Sequence[Term], onto: Onto) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         return None if len(terms) != 2 else _int16(_gemmlowp_sum(terms, denominator, 15), zero_point, low, high)
 
     def mean(
-        self,
-        sums: jax.Array,
-        count: int,
-        zeros: jax.Array | int,
-        scale: jax.Array,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
+        self, sums: jax.Array, count: int, zeros: jax.Array | int, scale: jax.Array, onto: Onto
     ) -> jax.Array | None:
+        denominator, zero_point, low, high = onto
         return _int16(_gemmlowp_mean(sums, count, scale, denominator), zero_point, low, high)
 
     def of_real(

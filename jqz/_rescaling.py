@@ -76,6 +76,15 @@ def long_bias(offset: jax.Array, numerators: Pair, denominator: jax.Array) -> Pa
     return jnp.where(lives, jnp.round(whole), 0), jnp.where(lives, 0, codes)
 
 
+class Onto(typing.NamedTuple):
+    """What a result is rounded to: a positive float32 scale, the zero point, and the lowest and the highest code."""
+
+    scale: jax.Array
+    zero_point: jax.Array | int
+    low: jax.Array | int
+    high: jax.Array | int
+
+
 class Requant(abc.ABC):
     """Rescales accumulators and clips them to codes."""
 
@@ -94,47 +103,21 @@ class Requant(abc.ABC):
           denominator: the positive float32 scale of the result. All broadcast to ``acc``.
         """
 
-    def recoded(
-        self,
-        levels: jax.Array,
-        numerators: Pair,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array:
+    def recoded(self, levels: jax.Array, numerators: Pair, onto: Onto) -> jax.Array:
         """Codes on one grid from codes on another, less their zero point: int32."""
-        return self(levels, numerators, denominator, zero_point, low, high)
+        return self(levels, numerators, *onto)
 
-    def sum(
-        self,
-        terms: Sequence[Term],
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-    ) -> jax.Array | None:
+    def sum(self, terms: Sequence[Term], onto: Onto) -> jax.Array | None:
         """int8 codes of the sum of two coded tensors where a runtime has its own way; None: in real numbers.
 
         Args:
           terms: the two tensors.
-          denominator: the positive float32 scale of the result.
-          zero_point: of the result.
-          low: the lowest code of the result.
-          high: the highest.
+          onto: the grid of the result.
         """
         return None
 
     def mean(
-        self,
-        sums: jax.Array,
-        count: int,
-        zeros: jax.Array | int,
-        scale: jax.Array,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
+        self, sums: jax.Array, count: int, zeros: jax.Array | int, scale: jax.Array, onto: Onto
     ) -> jax.Array | None:
         """int8 codes of the means of codes where a runtime has its own way; None: as of a product.
 
@@ -143,10 +126,7 @@ class Requant(abc.ABC):
           count: at most 2**16.
           zeros: the zero point of each of these codes.
           scale: the positive float32 scale of these codes.
-          denominator: the positive float32 scale of the result.
-          zero_point: of the result.
-          low: the lowest code of the result.
-          high: the highest.
+          onto: the grid of the result.
         """
         return None
 

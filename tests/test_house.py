@@ -32,7 +32,8 @@ FLOORS = (
     ("_policy", "_values", "_stacked", "_expression", "_samples", "_sensitivity"),
     ("_walk",),
     ("_interpret", "_pending"),
-    ("_flow", "_blocks", "_evaluate"),
+    ("_evaluate",),
+    ("_flow", "_blocks"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
     ("_transform", "_activations", "_masks", "_rows"),

@@ -12,7 +12,7 @@ from runtimes import multiplier, oracle
 
 import jqz
 from jqz import _requant
-from jqz._requant import XNNPACK, Float32Requant, Gemmlowp, HalfAway, IntegerBias, ONNXRuntime, Ruy, Term
+from jqz._requant import XNNPACK, Float32Requant, Gemmlowp, HalfAway, IntegerBias, ONNXRuntime, Onto, Ruy, Term
 
 INTEGER_BIAS = Float32Requant(IntegerBias())
 RULES = [Float32Requant(), INTEGER_BIAS, XNNPACK(), ONNXRuntime(), HalfAway(), Gemmlowp(), Ruy()]
@@ -162,12 +162,12 @@ def test_sums_of_all_codes_are_nearest(rule, scales):
     a, b = np.meshgrid(np.arange(-255, 256), np.arange(-255, 256))
     exact = (a * np.float64(np.float32(scales[0])) + b * np.float64(np.float32(scales[1]))) / np.float32(scales[2])
     terms = [Term(jnp.asarray(x, jnp.int32), jnp.float32(s)) for x, s in zip((a, b), scales, strict=False)]
-    got = rule.sum(terms, jnp.float32(scales[2]), 3, -120, 127)
+    got = rule.sum(terms, Onto(jnp.float32(scales[2]), 3, -120, 127))
     clear = np.abs(exact - np.floor(exact) - 0.5) > 2**-10
     assert clear.mean() > 0.98
     np.testing.assert_array_equal(np.asarray(got)[clear], np.clip(np.rint(exact) + 3, -120, 127)[clear])
-    assert Float32Requant().sum(terms, jnp.float32(1), 0, -128, 127) is None
-    assert rule.sum(terms[:1], jnp.float32(1), 0, -128, 127) is None
+    assert Float32Requant().sum(terms, Onto(jnp.float32(1), 0, -128, 127)) is None
+    assert rule.sum(terms[:1], Onto(jnp.float32(1), 0, -128, 127)) is None
 
 
 def test_the_default_is_float32_and_real_biases():

@@ -117,7 +117,7 @@ def test_sums_of_all_codes(scales):
             jqz.requant.Term(jnp.asarray(x, jnp.int32) - zero, jnp.float32(scale), zero - 128)
             for x, scale, zero in zip((a, b), scales, zeros, strict=False)
         ]
-        ours = jax.jit(RULE.sum, static_argnums=(2, 3, 4))(terms, jnp.float32(scales[2]), zeros[2] - 128, -128, 127)
+        ours = jax.jit(RULE.sum)(terms, jqz.requant.Onto(jnp.float32(scales[2]), zeros[2] - 128, -128, 127))
         np.testing.assert_array_equal(np.asarray(ours, int) + 128, theirs)
 
 
@@ -128,7 +128,7 @@ def test_means(side, scales):
     theirs = quantized_operator("GlobalAveragePool", list(zip(scales, zeros, strict=True)), [x.shape])(x).ravel()
     sums = jnp.asarray(x.astype(np.int32).sum((0, 2, 3)) - zeros[0] * count, jnp.int32)
     scale, out = map(jnp.float32, scales)
-    ours = RULE.mean(sums, count, zeros[0] - 128, scale, out, zeros[1] - 128, -128, 127)
+    ours = RULE.mean(sums, count, zeros[0] - 128, scale, jqz.requant.Onto(out, zeros[1] - 128, -128, 127))
     np.testing.assert_array_equal(np.asarray(ours, int) + 128, theirs)
 
 
