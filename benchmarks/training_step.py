@@ -50,11 +50,15 @@ class Task(typing.NamedTuple):
 
 
 class Row(typing.NamedTuple):
-    """A function of variables and batch, to be trained by an optimizer; timed after so many updates."""
+    """A function of variables and batch, to be trained by an optimizer; timed after so many updates.
+
+    ``variables`` are those that it starts from, if not the task's.
+    """
 
     apply: Apply
     optimizer: typing.Any = SGD
     updates: int = 0
+    variables: typing.Any = None
 
 
 def make_task(name: str, quick: bool) -> Task:
@@ -116,8 +120,31 @@ def methods(task: Task) -> dict[str, Row]:
     def prune(**options: typing.Any) -> typing.Any:
         return optax.chain(SGD, training.prune(kernels, half, **options))
 
+    def rounding(weights: jqz.Scheme, inputs: typing.Any = None, **options: typing.Any) -> Row:
+        policy = jqz.Policy({"**/kernel": weights}, inputs=inputs)
+        run = jqz.simulated(task.apply, policy, **options)
+        return Row(lambda v, x: run(v, None, x), variables=jqz.learnable(task.variables, policy))
+
+    channel, dore_fa = {"granularity": jqz.PerAxis(-1)}, jqz.Policy({"**/kernel": training.dore_fa_weights(2)})
+    steps = jqz.Symmetric(4, **channel, range=jqz.ranges.MeanMagnitude(), gradient=jqz.gradients.LSQ())
     return {
         "float": Row(task.apply),
+        "LSQ, 4 bits": rounding(steps),
+        "APoT, 4 bits": rounding(jqz.AdditivePowerOfTwo(4, **channel, gradient=jqz.gradients.RCF())),
+        "DeepShift-Q": rounding(jqz.PowerOfTwo(4, top=jqz.schemes.GivenTop(0))),
+        "XNOR weights": rounding(jqz.Binary(**channel, estimator=jqz.schemes.Scaled())),
+        "TWN": rounding(jqz.Ternary(**channel)),
+        "BitNet b1.58": rounding(training.bit_net_weights(), training.bit_net_activations((0,))),
+        "DoReFa weights, 2 bits": Row(
+            lambda v, x: task.apply(jqz.fake_quantize(training.dore_fa_squash(v, dore_fa), dore_fa), x)
+        ),
+        "8 bits, in floats": rounding(jqz.Symmetric(8, **channel), jqz.Symmetric(8)),
+        "8 bits, in integers": rounding(
+            jqz.Symmetric(8, **channel), jqz.Symmetric(8), requant=jqz.requant.Float32Requant()
+        ),
+        "Quant-Noise": Row(lambda v, x: task.apply(training.quant_noise(v, two, jax.random.key(0), rate=0.5), x)),
+        "oscillations dampened": Row(task.apply, optax.chain(training.dampen_oscillations(two, 0.01), SGD)),
+        "oscillations frozen": Row(task.apply, optax.chain(SGD, training.freeze_oscillations(two, 0.02))),
         "inq": Row(task.apply, training.inq(SGD, powers, {0: 0.5, 1000: 1.0}), updates=1),
         "inq, choosing": Row(task.apply, training.inq(SGD, powers, {0: 0.5, 1000: 1.0})),
         "prune": Row(task.apply, prune(), updates=1),
@@ -144,8 +171,9 @@ def make_step(task: Task, row: Row) -> tuple[typing.Any, typing.Any]:
         updates, momentum = optimizer.update(grads, momentum, params)
         return (optax.apply_updates(params, updates), rest, momentum), value
 
-    params = task.variables["params"]
-    rest = {name: tree for name, tree in task.variables.items() if name != "params"}
+    variables = task.variables if row.variables is None else row.variables
+    params = variables["params"]
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
     return step, (params, rest, optimizer.init(params))
 
 
