@@ -63,9 +63,9 @@ class Entropy:
                 encoder.encode((part - start) & (2**packed.bits - 1), model)
         words = encoder.get_compressed().astype("<u4").tobytes()
         head = _varints([zlib.crc32(payload.tobytes()), start, len(counts), *table])
-        coded = np.frombuffer(head + words, np.uint8)
-        gains = coded.nbytes < payload.nbytes and _fits(symbols.nbytes, coded.nbytes)
-        return coded if gains else None
+        missing = _least(symbols.nbytes) - len(head) - len(words)
+        coded = np.frombuffer(head + words + bytes(4 * max(0, -(-missing // 4))), np.uint8)
+        return coded if coded.nbytes < payload.nbytes else None
 
     def decode(self, coded: np.ndarray, packed: Packed) -> np.ndarray:
         """The payload that was encoded.
@@ -75,7 +75,7 @@ class Entropy:
         """
         size = math.prod(packed.shape)
         dtype = np.dtype(np.uint8 if packed.bits <= 8 else np.uint16)
-        if not _fits(size * dtype.itemsize, coded.nbytes):
+        if coded.nbytes < _least(size * dtype.itemsize):
             raise ValueError(f"{coded.nbytes} bytes declare codes of shape {packed.shape}: too many to be true.")
         (checksum, start, levels, fine, spread), at = _read_varints(coded, 5)
         if not 1 <= levels <= 2**packed.bits or start >= 2**packed.bits or fine not in _FINE or spread >= _SPREADS:
@@ -104,9 +104,12 @@ class Entropy:
         return payload
 
 
-def _fits(size_bytes: int, coded_bytes: int) -> bool:
-    """Whether so many unpacked bytes may come from so few: what bounds the memory that a hostile file can ask for."""
-    return size_bytes <= 256 * coded_bytes + 2**16
+def _least(size_bytes: int) -> int:
+    """The fewest bytes that so many unpacked ones may come from: it bounds the memory that a hostile file can ask for.
+
+    What needs fewer, being nearly all of one value, is followed by zeros.
+    """
+    return max(0, -(-(size_bytes - 2**16) // 256))
 
 
 def _symbols(payload: np.ndarray, packed: Packed) -> np.ndarray:

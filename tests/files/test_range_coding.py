@@ -67,10 +67,17 @@ def test_what_does_not_shrink_stays(codes):
     assert Entropy().encode(*_packed(codes, 8)) is None
 
 
-def test_what_would_be_a_bomb_stays_packed():
-    """A file may not declare more than 256 times its bytes, so save does not write such a one."""
-    payload, packed = _packed(np.zeros((2**13, 2**10), np.int8), 8)
-    assert Entropy().encode(payload, packed) is None
+@pytest.mark.parametrize("others", [0, 1, 300])
+def test_what_is_nearly_all_of_one_value_fills_up_what_a_file_may_declare(others):
+    """A file may not declare more than 256 times its bytes, and 64 KiB."""
+    codes = np.zeros((2**10, 2**10), np.int8)
+    codes.flat[RNG.choice(codes.size, others, replace=False)] = 7
+    payload, packed = _packed(codes, 4)
+    coded = Entropy().encode(payload, packed)
+    assert (2**20 - 2**16) / 256 <= coded.nbytes < (2**20 - 2**16) / 256 + 8
+    np.testing.assert_array_equal(Entropy().decode(coded, packed), payload)
+    with pytest.raises(ValueError, match="too many to be true"):
+        Entropy().decode(coded[:-8], packed)
 
 
 @pytest.mark.parametrize("fine", range(9))
