@@ -171,7 +171,6 @@ class Scaled(Waiting):
 
     def codes(self, target: Target) -> jax.Array:
         first, *more = self.parts
-        bounds = target.zero_point, target.low, target.high
         if not more and not isinstance(first.integers, Waiting):
             acc = typing.cast(jax.Array, first.integers)  # or sums of 64 bits, under the rule for these
             if isinstance(first, OfMeans) and self.offset is None:
@@ -181,7 +180,7 @@ class Scaled(Waiting):
                     return codes
             if isinstance(first, OfCodes) and self.offset is None:
                 return target.rule.recoded(acc, first.scales, target.onto)
-            return target.rule(acc, first.scales, target.scale, *bounds, offset=self.offset)
+            return target.rule.rescaled(acc, first.scales, target.onto, self.offset)
         if self.offset is None and all(isinstance(part, OfCodes) and part.scales[1].size == 1 for part in self.parts):
             codes = target.rule.sum([_term(part) for part in self.parts], target.onto)
             if codes is not None:
@@ -191,7 +190,7 @@ class Scaled(Waiting):
         # in units of the result, so that every part is multiplied once
         parts = tuple(part.over(target.scale) for part in self.parts)
         offset = None if self.offset is None else quotient(self.offset, target.scale)
-        return target.rule.of_real(Scaled(self.aval, parts, offset).real, *bounds)
+        return target.rule.of_real(Scaled(self.aval, parts, offset).real, *target.onto[1:])
 
     def fixed(self, rule: Requant, unit: jax.Array) -> jax.Array:
         total = _multiples(self.offset, unit) if self.offset is not None else jnp.int32(0)

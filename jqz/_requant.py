@@ -56,16 +56,8 @@ class _Float32(Requant):
     def scaled(self, acc: jax.Array, numerators: Pair, denominator: jax.Array) -> jax.Array:
         return self.nearest(acc.astype(jnp.float32) * float_multiplier(numerators, denominator))
 
-    def __call__(
-        self,
-        acc: jax.Array,
-        numerators: Pair,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-        offset: jax.Array | None = None,
-    ) -> jax.Array:
+    def rescaled(self, acc: jax.Array, numerators: Pair, onto: Onto, offset: jax.Array | None = None) -> jax.Array:
+        denominator, zero_point, low, high = onto
         whole, rest = (None, None) if offset is None else self.bias.split(offset, numerators, denominator)
         acc = acc if whole is None else saturating(acc, whole)
         product = acc.astype(jnp.float32) * float_multiplier(numerators, denominator)
@@ -102,7 +94,8 @@ class XNNPACK(_Float32):
     >>> import jax.numpy as jnp, jqz
     >>> pairs = (([10, -3], 0.1), ([4, 4], 0.2))
     >>> terms = [jqz.requant.Term(jnp.array(levels), jnp.float32(scale)) for levels, scale in pairs]
-    >>> jqz.requant.XNNPACK().sum(terms, jnp.float32(0.1), zero_point=0, low=-128, high=127).tolist()
+    >>> onto = jqz.requant.Onto(jnp.float32(0.1), zero_point=0, low=-128, high=127)
+    >>> jqz.requant.XNNPACK().sum(terms, onto).tolist()
     [18, 5]
     """
 
@@ -156,9 +149,8 @@ class ONNXRuntime(_Float32):
     def mean(
         self, sums: jax.Array, count: int, zeros: jax.Array | int, scale: jax.Array, onto: Onto
     ) -> jax.Array | None:
-        denominator, zero_point, low, high = onto
         # as ONNX Runtime's global average pool, whose multiplier is s_in / (s_out * count)
-        return self(sums, (scale, jnp.ones_like(scale)), denominator * count, zero_point, low, high)
+        return self.rescaled(sums, (scale, jnp.ones_like(scale)), onto._replace(scale=onto.scale * count))
 
 
 @typing.final
@@ -261,16 +253,10 @@ class Int16x8(Requant):
         mantissa = jnp.where(mantissa < 0x7FFF0000, (mantissa + (1 << 15)) >> 16, 0x7FFF)
         return long_multiply(high * sign, low * sign, mantissa, jnp.maximum(15 - exponent, 1))
 
-    def __call__(
-        self,
-        acc: jax.Array | Long,
-        numerators: Pair,
-        denominator: jax.Array,
-        zero_point: jax.Array | int,
-        low: jax.Array | int,
-        high: jax.Array | int,
-        offset: jax.Array | None = None,
+    def rescaled(
+        self, acc: jax.Array | Long, numerators: Pair, onto: Onto, offset: jax.Array | None = None
     ) -> jax.Array:
+        denominator, zero_point, low, high = onto
         long = acc if isinstance(acc, Long) else Long(acc >> 8, acc & 0xFF)
         if offset is None:
             return _int16(self.scaled(long, numerators, denominator), zero_point, low, high)

@@ -105,7 +105,7 @@ class Requant(abc.ABC):
 
     def recoded(self, levels: jax.Array, numerators: Pair, onto: Onto) -> jax.Array:
         """Codes on one grid from codes on another, less their zero point: int32."""
-        return self(levels, numerators, *onto)
+        return self.rescaled(levels, numerators, onto)
 
     def sum(self, terms: Sequence[Term], onto: Onto) -> jax.Array | None:
         """int8 codes of the sum of two coded tensors where a runtime has its own way; None: in real numbers.
@@ -151,6 +151,11 @@ class Requant(abc.ABC):
         offset: jax.Array | None = None,
     ) -> jax.Array:
         """int8 codes of the rescaled accumulators plus a real ``offset``, from ``low`` to ``high``."""
+        return self.rescaled(acc, numerators, Onto(denominator, zero_point, low, high), offset)
+
+    def rescaled(self, acc: jax.Array, numerators: Pair, onto: Onto, offset: jax.Array | None = None) -> jax.Array:
+        """As a call, with the grid of the result in one argument: what a rule with another way overrides."""
+        denominator, zero_point, low, high = onto
         if offset is not None:
             whole, rest = IntegerBias().split(offset, numerators, denominator)
             acc, zero_point = saturating(acc, whole), self.nearest(rest) + zero_point

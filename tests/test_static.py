@@ -255,8 +255,8 @@ def test_inference_equals_training_with_wide_residuals(name):
     case = models.MODELS[name]()
     sites = jqz.calibrate(jax.jit(jqz.observe(case.fn, WIDE))(case.variables, case.x), WIDE)
     assert any("(residual)" in site for site in sites)
+    on_codes = jax.jit(jqz.quantized(case.fn, sites))(jqz.quantize(case.variables, WIDE), case.x)
     for rule in (None, jqz.requant.Float32Requant()):
-        on_codes = jax.jit(jqz.quantized(case.fn, sites))(jqz.quantize(case.variables, WIDE), case.x)
         in_training = jax.jit(jqz.simulated(case.fn, WIDE, requant=rule))(case.variables, sites, case.x)
         for a, b in zip(jax.tree.leaves(on_codes), jax.tree.leaves(in_training), strict=True):
             assert np.median(np.abs(a - b)) <= 1e-5 * np.abs(b).max()

@@ -31,7 +31,7 @@ class Pair(typing.NamedTuple):
 
 
 class Nothing(typing.NamedTuple):
-    pass
+    """A node without leaves."""
 
 
 #: What people save: parameters, optimizer states, NNX states, and every kind of leaf.
