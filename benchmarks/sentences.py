@@ -163,8 +163,12 @@ def main() -> None:
     s.weights_only("W4 in groups of 32, nearest", jqz.quantize(s.params, groups))
     aware = algorithms.awq(encode, s.params, groups, s.inputs)
     s.weights_only("awq, nearest", jqz.quantize(aware, groups))
-    s.weights_only("gptq", algorithms.gptq(s.params, groups, s.stats(s.params, groups, jqz.observers.Gram())))
-    s.weights_only("awq, gptq", algorithms.gptq(aware, groups, s.stats(aware, groups, jqz.observers.Gram())))
+    for name, params in {"": s.params, "awq, ": aware}.items():
+        stats = s.stats(params, groups, jqz.observers.Gram())
+        clipped = algorithms.search_clips(params, groups, stats)
+        s.weights_only(f"{name}clip search, nearest", jqz.quantize(clipped, groups))
+        s.weights_only(f"{name}gptq", algorithms.gptq(params, groups, stats))
+        s.weights_only(f"{name}clip search, gptq", algorithms.gptq(clipped, groups, stats))
     print(f"\n{time.perf_counter() - start:.0f} s")
 
 

@@ -4,7 +4,6 @@
     python benchmarks/training_step.py --tuned               # the same with freed memory kept in the process
     python benchmarks/training_step.py --model encoder       # a transformer encoder, 8 sequences of 128
     python benchmarks/training_step.py --only float jqz      # leave the peers out
-    python benchmarks/training_step.py --methods             # methods of jqz.training in the place of roundings
     python benchmarks/training_step.py --quick --json        # does it run?
 
 One step is loss, gradient and an SGD update with momentum, under one jit; batch norm trains. Every variant
@@ -32,7 +31,6 @@ import report
 from networks import Encoder, ResNet
 
 import jqz
-from jqz import training
 
 Apply = collections.abc.Callable[[typing.Any, jax.Array], tuple[jax.Array, typing.Any]]
 SGD = optax.sgd(0.1, momentum=0.9)
@@ -52,13 +50,14 @@ class Task(typing.NamedTuple):
 class Row(typing.NamedTuple):
     """A function of variables and batch, to be trained by an optimizer; timed after so many updates.
 
-    ``variables`` are those that it starts from, if not the task's.
+    ``variables`` are those that it starts from, if not the task's. ``penalty(variables, x, out)`` adds to the loss.
     """
 
     apply: Apply
     optimizer: typing.Any = SGD
     updates: int = 0
     variables: typing.Any = None
+    penalty: collections.abc.Callable[[typing.Any, jax.Array, jax.Array], jax.Array] | None = None
 
 
 def make_task(name: str, quick: bool) -> Task:
@@ -107,62 +106,15 @@ def variants(task: Task) -> dict[str, Row]:
     return rows
 
 
-def methods(task: Task) -> dict[str, Row]:
-    """Name -> a method of ``jqz.training``; "choosing": a step in which it chooses weights anew."""
-    powers = jqz.Policy({"**/kernel": jqz.PowerOfTwo(4, codebook=jqz.schemes.INQ())})
-    kernels, half = jqz.Policy({"**/kernel": jqz.Identity()}), training.OneShot(0.5)
-    eight, two = (jqz.Policy({"**/kernel": jqz.Symmetric(bits, jqz.PerAxis(-1))}) for bits in (8, 2))
-    rounded = training.progressive({0: None, 100: eight, 200: two})
-    state = functools.partial(
-        training.quantize_state, SGD, {"**/kernel": jqz.Float(granularity=jqz.PerInputGroup(64))}, smallest=1024
-    )
-
-    def prune(**options: typing.Any) -> typing.Any:
-        return optax.chain(SGD, training.prune(kernels, half, **options))
-
-    def rounding(weights: jqz.Scheme, inputs: typing.Any = None, **options: typing.Any) -> Row:
-        policy = jqz.Policy({"**/kernel": weights}, inputs=inputs)
-        run = jqz.simulated(task.apply, policy, **options)
-        return Row(lambda v, x: run(v, None, x), variables=jqz.learnable(task.variables, policy))
-
-    channel, dore_fa = {"granularity": jqz.PerAxis(-1)}, jqz.Policy({"**/kernel": training.dore_fa_weights(2)})
-    steps = jqz.Symmetric(4, **channel, range=jqz.ranges.MeanMagnitude(), gradient=jqz.gradients.LSQ())
-    return {
-        "float": Row(task.apply),
-        "LSQ, 4 bits": rounding(steps),
-        "APoT, 4 bits": rounding(jqz.AdditivePowerOfTwo(4, **channel, gradient=jqz.gradients.RCF())),
-        "DeepShift-Q": rounding(jqz.PowerOfTwo(4, top=jqz.schemes.GivenTop(0))),
-        "XNOR weights": rounding(jqz.Binary(**channel, estimator=jqz.schemes.Scaled())),
-        "TWN": rounding(jqz.Ternary(**channel)),
-        "BitNet b1.58": rounding(training.bit_net_weights(), training.bit_net_activations((0,))),
-        "DoReFa weights, 2 bits": Row(
-            lambda v, x: task.apply(jqz.fake_quantize(training.dore_fa_squash(v, dore_fa), dore_fa), x)
-        ),
-        "8 bits, in floats": rounding(jqz.Symmetric(8, **channel), jqz.Symmetric(8)),
-        "8 bits, in integers": rounding(
-            jqz.Symmetric(8, **channel), jqz.Symmetric(8), requant=jqz.requant.Float32Requant()
-        ),
-        "Quant-Noise": Row(lambda v, x: task.apply(training.quant_noise(v, two, jax.random.key(0), rate=0.5), x)),
-        "oscillations dampened": Row(task.apply, optax.chain(training.dampen_oscillations(two, 0.01), SGD)),
-        "oscillations frozen": Row(task.apply, optax.chain(SGD, training.freeze_oscillations(two, 0.02))),
-        "inq": Row(task.apply, training.inq(SGD, powers, {0: 0.5, 1000: 1.0}), updates=1),
-        "inq, choosing": Row(task.apply, training.inq(SGD, powers, {0: 0.5, 1000: 1.0})),
-        "prune": Row(task.apply, prune(), updates=1),
-        "prune, choosing": Row(task.apply, prune()),
-        "prune over all leaves, choosing": Row(task.apply, prune(threshold=training.GlobalThreshold())),
-        "progressive, at 8 bits": Row(lambda v, x: task.apply(rounded(v, jnp.max(x) * 0 + 100), x)),
-        "momentum in 8 bits": Row(task.apply, state()),
-        "momentum in 8 bits, stochastic": Row(task.apply, state(key=jax.random.key(0))),
-    }
-
-
 def make_step(task: Task, row: Row) -> tuple[typing.Any, typing.Any]:
     """A jitted training step, and the state that it starts from."""
     optimizer = row.optimizer
 
     def loss(params: typing.Any, rest: typing.Any, x: jax.Array) -> tuple[jax.Array, typing.Any]:
-        out, updated = row.apply({"params": params, **rest}, x)
-        return task.loss(out), updated
+        variables = {"params": params, **rest}
+        out, updated = row.apply(variables, x)
+        more = 0 if row.penalty is None else row.penalty(variables, x, out)
+        return task.loss(out) + more, updated
 
     @jax.jit
     def step(state: typing.Any, x: jax.Array) -> tuple[typing.Any, jax.Array]:
@@ -229,12 +181,12 @@ def show(results: dict[str, dict[str, float]], goals: dict[str, float]) -> None:
     report.table(heads, lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(doc: str | None, make_rows: collections.abc.Callable[[Task], dict[str, Row]]) -> None:
+    """The command line: measures the rows that it asks for."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("resnet", "encoder"), default="resnet")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="+", metavar="WORD", default=[""], help="rows that begin with one of these")
-    parser.add_argument("--methods", action="store_true", help="time methods of jqz.training")
     report.add_tuned(parser)
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: a smoke test")
     parser.add_argument("--json", action="store_true", help="one JSON line, after the table")
@@ -242,7 +194,7 @@ def main() -> None:
     allocator = report.tune(args)
     task = make_task(args.model, args.quick)
     wanted = ("float", *args.only)
-    rows = {name: row for name, row in (methods if args.methods else variants)(task).items() if name.startswith(wanted)}
+    rows = {name: row for name, row in make_rows(task).items() if name.startswith(wanted)}
     rounds = 2 if args.quick else args.rounds
     facts = report.facts(model=args.model, batch=list(task.x.shape), rounds=rounds, allocator=allocator)
     results = measure(task, rows, rounds)
@@ -253,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, variants)

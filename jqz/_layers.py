@@ -1,6 +1,7 @@
 """The layers of a tree as second-order rounding sees them: a weight, its grid, and the Gram matrix of its inputs."""
 
 import functools
+import math
 import typing
 from collections.abc import Callable, Mapping
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jqz import _qtensor
+from jqz._learnable import Learnable
 from jqz._policy import PolicyLike
 from jqz._qtensor import QTensor
 from jqz._rows import Contraction
@@ -49,24 +51,19 @@ def round_layers(who: str, params: typing.Any, policy: PolicyLike, stats: Stats,
         gram: typing.Any = seen.observer
         products, contraction = gram.products, gram.contraction
         codes, grid = _round(leaf.value, leaf.grid, products, rounder, leaf.scheme, contraction, len(seen.lengths))
-        return _as_qtensor(leaf, codes, grid)
+        payload, length = _qtensor.pack(codes, leaf.scheme)
+        return QTensor(payload, grid, leaf.scheme, jnp.dtype(leaf.value.dtype), length)
 
     check_stats(who, stats)
     return map_selected(who, params, policy, coded)
 
 
-def _as_qtensor(leaf: Selected, codes: jax.Array, grid: Grid) -> QTensor:
-    payload, length = _qtensor.pack(codes, leaf.scheme)
-    return QTensor(payload, grid, leaf.scheme, jnp.dtype(leaf.value.dtype), length)
-
-
-#: ``(weight, grid, scheme, importance) -> grid``; importance, in the shape of the weight, sums the squares of what each
-#: entry meets, and is None without statistics.
-Fit = Callable[[jax.Array, Grid, typing.Any, jax.Array | None], Grid]
+#: ``(weight, grid, scheme, seen) -> grid``; ``seen`` is what ``Gram`` has seen of all that meets the weight, or None.
+Fit = Callable[[jax.Array, Grid, typing.Any, Seen | None], Grid]
 
 
 def fit_grids(who: str, params: typing.Any, policy: PolicyLike, stats: Stats | None, fit: Fit) -> typing.Any:
-    """Codes the selected leaves of a tree to nearest, on grids that ``fit`` finds.
+    """Puts beside each selected leaf the grid that ``fit`` finds for it: ``quantize`` and every rounder keep to it.
 
     With statistics, what shares outputs keeps the grids of the schemes where these change the outputs less.
 
@@ -78,57 +75,76 @@ def fit_grids(who: str, params: typing.Any, policy: PolicyLike, stats: Stats | N
       fit: hashable, since it is compiled once for each shape and scheme.
     """
 
-    def coded(leaf: Selected) -> QTensor:
+    def fitted(leaf: Selected) -> Learnable:
         seen = None if stats is None else gram_of(leaf.path, leaf.value.shape, stats)
-        return _as_qtensor(leaf, *_fitted(leaf.value, leaf.grid, seen, fit, leaf.scheme))
+        return Learnable(leaf.value, _fitted(leaf.value, leaf.grid, seen, fit, leaf.scheme), leaf.scheme)
 
     if stats is not None:
         check_stats(who, stats)
-    return map_selected(who, params, policy, coded)
+    return map_selected(who, params, policy, fitted)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _fitted(weight: jax.Array, grid: Grid, seen: Seen | None, fit: Fit, scheme: Scheme) -> tuple[jax.Array, Grid]:
+def _fitted(weight: jax.Array, grid: Grid, seen: Seen | None, fit: Fit, scheme: Scheme) -> Grid:
     wide = weight.astype(work_dtype(weight))
     grid = scheme.calibrate(weight) if grid is None else grid
-    importance = None if seen is None else _by_layer(_importance, wide, seen)
-    found = fit(wide, grid, scheme, importance)
-    if seen is not None:
+    found = fit(wide, grid, scheme, seen)
+    if seen is None:
+        return found
 
-        def error(grid: Grid) -> jax.Array:
-            difference = scheme.decode(scheme.encode(wide, grid), grid) - wide
-            return scheme.granularity.reduce(_sum, _by_layer(_spread_error, difference, seen))
+    def error(grid: Grid) -> jax.Array:
+        difference = scheme.decode(scheme.encode(wide, grid), grid) - wide
+        return sum_blocks(scheme, _by_layer(_spread_error, seen, difference))
 
-        # blocks of the same outputs see the same sum, so that they choose alike
-        better = error(found) < error(grid)
-        found = jax.tree.map(
-            lambda new, old: jnp.where(better.reshape(*better.shape, *[1] * (new.ndim - better.ndim)), new, old),
-            found,
-            grid,
-        )
-    return scheme.encode(wide, found), found
+    # blocks of the same outputs see the same sum, so that they choose alike
+    return choose(error(found) < error(grid), found, grid)
 
 
-def _sum(blocks: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sum(blocks, axis=axes, keepdims=True)
+def choose(better: jax.Array, new: Grid, old: Grid) -> Grid:
+    """The one grid for blocks that are better off with it, the other for the rest."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(better.reshape(*better.shape, *[1] * (a.ndim - better.ndim)), a, b), new, old
+    )
 
 
-def _by_layer(fn: Callable[..., jax.Array], array: jax.Array, seen: Seen) -> jax.Array:
-    """What ``fn(products, matrix)`` makes of each layer of a stack, as an array of the same shape."""
+def sum_blocks(scheme: Scheme, x: jax.Array) -> jax.Array:
+    """Sums over what shares a grid, in the grid's shape."""
+    return scheme.granularity.reduce(lambda blocks, axes: jnp.sum(blocks, axis=axes, keepdims=True), x)
+
+
+def importance(weight: jax.Array, seen: Seen) -> jax.Array:
+    """The sum of the squares of what each entry of a weight meets, in its shape."""
+    return _by_layer(lambda products, matrix: jnp.diagonal(products, axis1=1, axis2=2)[:, :, None], seen, weight)
+
+
+def block_errors(difference: jax.Array, scheme: Scheme, seen: Seen) -> jax.Array:
+    """What the change of each block of a weight, alone, does to the outputs: a squared sum, in the grid's shape."""
+    shape = scheme.granularity.grid_shape(difference.shape)
+    numbers = jnp.arange(math.prod(shape), dtype=jnp.int32).reshape(shape)
+    numbers = jnp.broadcast_to(scheme.granularity.expand(numbers, difference.shape), difference.shape)
+
+    def of_layer(products: jax.Array, matrix: jax.Array, numbers: jax.Array) -> jax.Array:
+        block = numbers[:, :, 0]  # terms share a block for one output if they do for all
+        products = jnp.where(block[:, :, None] == block[:, None, :], products, 0)
+        return matrix * jnp.matmul(products, matrix, precision=jax.lax.Precision.HIGHEST)
+
+    return sum_blocks(scheme, _by_layer(of_layer, seen, difference, numbers))
+
+
+def _by_layer(fn: Callable[..., jax.Array], seen: Seen, *arrays: jax.Array) -> jax.Array:
+    """What ``fn(products, *matrices)`` makes of each layer of a stack, as an array of the same shape."""
     gram: typing.Any = seen.observer
+    contraction: Contraction = gram.contraction
 
-    def of_layer(array: jax.Array, products: jax.Array) -> jax.Array:
-        products = batched(products.astype(array.dtype), gram.contraction)
-        matrix = gram.contraction.matrix(array)
-        return gram.contraction.weight(jnp.broadcast_to(fn(products, matrix), matrix.shape), array.shape)
+    def of_layer(products: jax.Array, *arrays: jax.Array) -> jax.Array:
+        products = batched(products.astype(arrays[0].dtype), contraction)
+        matrices = [contraction.matrix(array) for array in arrays]
+        out = jnp.broadcast_to(fn(products, *matrices), matrices[0].shape)
+        return contraction.weight(out, arrays[0].shape)
 
     for _ in seen.lengths:
         of_layer = jax.vmap(of_layer)
-    return of_layer(array, gram.products)
-
-
-def _importance(products: jax.Array, matrix: jax.Array) -> jax.Array:
-    return jnp.diagonal(products, axis1=1, axis2=2)[:, :, None]
+    return of_layer(gram.products, *arrays)
 
 
 def _spread_error(products: jax.Array, difference: jax.Array) -> jax.Array:

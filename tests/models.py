@@ -187,5 +187,5 @@ MODELS = KINDS | ARCHITECTURES
 
 
 def some(name: str, table: dict[str, typing.Any], one: str) -> dict[str, typing.Any]:
-    """All of a table for a small model, one entry for an architecture."""
-    return table if name in KINDS else {one: table[one]}
+    """All of a table for a small model, one entry for an architecture or for what another library traces."""
+    return table if name in KINDS and not name.startswith(("nnx", "equinox")) else {one: table[one]}

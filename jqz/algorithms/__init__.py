@@ -17,6 +17,9 @@ rounder                       method                                            
 ``k_means``                   codebooks learned where inputs are large                  2306.07629
 ============================= ========================================================= =========
 
+``search_clips(params, policy, stats) -> params`` finds grids for ``quantize``, ``gptq`` and ``adaround`` to round on,
+short of the largest weights where outputs gain by it (2306.00978).
+
 ``reconstruct`` goes on from codes: ``f(fn, params, qparams, batches) -> qparams`` learns rounding for what whole
 blocks of the model compute (2102.05426), and no block gets worse.
 
@@ -67,6 +70,7 @@ from jqz.algorithms.activation_aware import awq
 from jqz.algorithms.adaround import adaround
 from jqz.algorithms.batch_norm import reestimate_batch_norm
 from jqz.algorithms.bias_correction import correct_bias
+from jqz.algorithms.clipping import search_clips
 from jqz.algorithms.entropy_constrained import entropy_constrained
 from jqz.algorithms.equalization import equalize
 from jqz.algorithms.expected_bias import correct_bias_data_free
@@ -121,6 +125,7 @@ __all__ = [
     "reconstruct",
     "reestimate_batch_norm",
     "residual_ties",
+    "search_clips",
     "sensitivity",
     "skip_first",
     "skip_last",

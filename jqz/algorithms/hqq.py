@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jqz._layers import fit_grids
 from jqz._policy import PolicyLike
 from jqz._scheme import TINY, Grid, Scheme, quotient
-from jqz._sites import Stats
+from jqz._sites import Seen, Stats
+from jqz._transform import quantize
 from jqz.schemes.asymmetric import Asymmetric, FromZero, Minimum, MinimumGrid, ZeroPoint
 from jqz.schemes.symmetric import Symmetric
 
@@ -116,7 +117,7 @@ def hqq(
     if not 0 < norm <= 1:
         raise ValueError(f"hqq: got norm={norm!r}, wanted more than 0 and at most 1. Use norm=0.7.")
     solver = _HalfQuadratic(fit, float(norm), float(beta), float(growth), int(iterations))
-    return fit_grids("hqq", params, policy, stats, solver)
+    return quantize(fit_grids("hqq", params, policy, stats, solver), policy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +130,8 @@ class _HalfQuadratic:
     growth: float
     iterations: int
 
-    def __call__(self, x: jax.Array, grid: Grid, scheme: Scheme, importance: jax.Array | None) -> Grid:
-        del importance
+    def __call__(self, x: jax.Array, grid: Grid, scheme: Scheme, seen: Seen | None) -> Grid:
+        del seen
         fit, expand = self._of(scheme), scheme.granularity.expand
 
         def mean(x: jax.Array) -> jax.Array:

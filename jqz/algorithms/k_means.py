@@ -5,10 +5,11 @@ import typing
 
 import jax
 
-from jqz._layers import fit_grids
+from jqz._layers import fit_grids, importance
 from jqz._policy import PolicyLike
 from jqz._scheme import Grid
 from jqz._sites import Stats
+from jqz._transform import quantize
 from jqz.schemes import Codebook, GivenLevels
 
 
@@ -54,18 +55,18 @@ def k_means(params: typing.Any, policy: PolicyLike, stats: Stats) -> typing.Any:
             "k_means: got stats=None, wanted what observe returns. Use "
             "stats = observe(fn, policy, jqz.observers.Gram())(params, batch), or quantize, which needs none."
         )
-    return fit_grids("k_means", params, policy, stats, _Weighted())
+    return quantize(fit_grids("k_means", params, policy, stats, _Weighted()), policy)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Weighted:
     """Finds the levels of one weight."""
 
-    def __call__(self, x: jax.Array, grid: Grid, scheme: typing.Any, importance: jax.Array | None) -> Grid:
+    def __call__(self, x: jax.Array, grid: Grid, scheme: typing.Any, seen: typing.Any) -> Grid:
         del grid
         if not isinstance(scheme, Codebook) or isinstance(scheme.levels, GivenLevels):
             raise ValueError(
                 f"{scheme!r} has no levels to learn, wanted a Codebook with KMeans(), Exact() or SparseKMeans(). "
                 "Use jqz.Codebook(bits=4), or gptq, which takes any scheme."
             )
-        return scheme.calibrate(x, importance)
+        return scheme.calibrate(x, importance(x, seen))
