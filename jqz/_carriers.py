@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jqz._channels import Channels
+from jqz._channels import Channels, named
+from jqz._interpret import scan_operands, unrolled_scan
 from jqz._rows import Place, met_axis, output_axes
-from jqz._values import Pending, Value, Valued, Weight
+from jqz._steps import step_of
+from jqz._values import Pending, Value, Valued, Weight, decode
 from jqz._walk import Equation, Rule
 
 
@@ -306,11 +308,23 @@ def rules(sources: list[Source], uses: dict[str, int], ones: frozenset[str]) -> 
         "reshape": reshaped,
         "slice": sliced,
         "gather": looked_up,
+        "scan": _scanned,
     }
 
 
+def _scanned(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
+    """A scan over layers, whose parameters are stacked: each layer gets its own, under a path of its own."""
+    if not any(map(_whole, scan_operands(eqn.params, operands)[2])):
+        return None
+    return unrolled_scan(eqn.params, operands, eqn.walk, _part)
+
+
+def _part(value: Value, step: int) -> Value:
+    return named(decode(value)[step], step_of(value.path, step)) if _whole(value) else decode(value)[step]
+
+
 def _whole(value: Value) -> typing.TypeGuard[Weight]:
-    """Whether this is a parameter of several axes as it stands."""
+    """Whether this is a parameter of several axes as it stands: a step of a scan may get a slice of it."""
     return isinstance(value, Weight) and value.ndim > 1 and value.order == tuple(range(value.ndim))
 
 

@@ -15,6 +15,8 @@ from jqz._evaluate import walk_through
 from jqz._learnable import is_whole
 from jqz._paths import name as path_name
 from jqz._qtensor import is_qtensor
+from jqz._steps import joined
+from jqz._transform import named_leaves
 from jqz._values import Pending, Value, Weight, decode
 from jqz._walk import Equation, Rule, Rules, Walk, either
 
@@ -201,6 +203,14 @@ def _convert(eqn: Equation, x: Value) -> Sequence[Value] | None:
     return [x if dtype == x.dtype else dataclasses.replace(x, dtype=dtype)]
 
 
+def named(leaf: jax.Array, name: str) -> Channels | Weight:
+    """A parameter as a walk knows it."""
+    if leaf.ndim > 1:
+        return Weight(leaf, name, tuple(range(leaf.ndim)))
+    own = {name: jnp.asarray(leaf)}
+    return Channels(lambda leaves: leaves[name], own, 0, leaf.shape, leaf.dtype, bare=name)
+
+
 def walk_channels(
     fn: Callable[..., typing.Any],
     params: typing.Any,
@@ -211,8 +221,9 @@ def walk_channels(
 ) -> tuple[typing.Any, Walk]:
     """Runs a function on parameters, QTensors among them, with handlers at its batch norms and biases.
 
-    What stands in loops and branches is computed, and not looked at. With more ``tables`` of rules, which come first,
-    leaves of higher rank are weights that these rules follow; they are offered primitives in ``always`` on arrays too.
+    What stands in loops and branches is computed, and not looked at, unless a rule does. With more ``tables`` of rules,
+    which come first, leaves of higher rank are weights that these rules follow; they are offered primitives in
+    ``always`` on arrays too.
     """
     walk = Walk(either(*tables, rules(handlers)), derivatives=False, always=always)
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_qtensor)
@@ -220,11 +231,7 @@ def walk_channels(
     def tagged(path: typing.Any, leaf: typing.Any) -> typing.Any:
         if is_qtensor(leaf) or not getattr(leaf, "ndim", 0) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        name = path_name(path)
-        if leaf.ndim > 1:
-            return Weight(leaf, name, tuple(range(leaf.ndim))) if tables else leaf
-        own = {name: jnp.asarray(leaf)}
-        return Channels(lambda leaves: leaves[name], own, 0, leaf.shape, leaf.dtype, bare=name)
+        return named(leaf, path_name(path)) if tables or leaf.ndim == 1 else leaf
 
     tree = treedef.unflatten([tagged(path, leaf) for path, leaf in flat])
     return walk_through(fn, (tree, *args), {}, walk), walk
@@ -250,11 +257,12 @@ def verify(
     changed: Leaves,
     tolerance: float,
 ) -> typing.Any:
-    """The tree with other values for some leaves, if a function computes the same on it.
+    """The tree with other values for some leaves, or steps of them, if a function computes the same on it.
 
     Raises:
       ValueError: a result differs by more than ``tolerance`` of the largest magnitude in it.
     """
+    changed = joined(dict(named_leaves(params)), changed)
     new, run = replaced(params, changed), jax.jit(lambda params: fn(params, *args))
     for a, b in zip(*(jax.tree.leaves(run(tree)) for tree in (params, new)), strict=True):
         error = float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(a)), 1e-30))

@@ -179,13 +179,37 @@ def _settled(operands: list[Value]) -> list[Value]:
     return [decode(v) if isinstance(v, Pending) else v for v in operands]
 
 
-def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
-    params, length, operands = eqn.params, eqn.params["length"], _settled(operands)
+def scan_operands(
+    params: Mapping[str, typing.Any], operands: Sequence[Value]
+) -> tuple[list[Value], list[Value], list[Value]]:
+    """What all steps of a scan get, what goes from step to step, and what each gets a slice of."""
     if "num_consts" in params:
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
         n_consts, n_carry = (len(group) for group in params["ft_in"].unpack()[:2])
-    consts, xs = operands[:n_consts], operands[n_consts + n_carry :]
+    ends = n_consts, n_consts + n_carry
+    return list(operands[: ends[0]]), list(operands[ends[0] : ends[1]]), list(operands[ends[1] :])
+
+
+def unrolled_scan(
+    params: Mapping[str, typing.Any], operands: Sequence[Value], walk: Walk, part: Callable[[Value, int], Value]
+) -> list[Value]:
+    """A scan as its steps, one after the other; ``part(x, step)`` is what a step gets of an operand that is sliced.
+
+    What goes from step to step may stay lazy.
+    """
+    consts, carry, xs = scan_operands(params, operands)
+    order, stacked = range(params["length"]), {}
+    for step in reversed(order) if params["reverse"] else order:
+        results = interpret(params["jaxpr"], [*consts, *carry, *(part(x, step) for x in xs)], walk)
+        carry, stacked[step] = results[: len(carry)], [decode(v) for v in results[len(carry) :]]
+    return [*carry, *(jnp.stack(column) for column in zip(*(stacked[step] for step in order), strict=True))]
+
+
+def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:
+    params, length = eqn.params, eqn.params["length"]
+    consts, first, xs = scan_operands(params, _settled(operands))
+    n_carry = len(first)
     sliced, rebuild = _sliceable(xs, length)
     mine = {name: given for name, given in walk.given.items() if given.lengths[:1] == (length,)}
     body_outs = getattr(params["jaxpr"], "jaxpr", params["jaxpr"]).outvars
@@ -204,7 +228,7 @@ def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]
 
     trees = {name: given.tree for name, given in mine.items()}
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (sliced, trees))
-    carry = _carried(operands[n_consts : n_consts + n_carry], lambda carry: jax.eval_shape(body, carry, one)[0])
+    carry = _carried(first, lambda carry: jax.eval_shape(body, carry, one)[0])
     carry, (stacked, records) = jax.lax.scan(
         body, carry, (sliced, trees), length=length, reverse=params["reverse"], unroll=params["unroll"]
     )

@@ -22,6 +22,7 @@ from jqz._policy import Policy
 from jqz._rows import Contraction, Place
 from jqz._scheme import Identity, Scheme
 from jqz._sites import merge
+from jqz._steps import steps_in, whole_path
 from jqz.kernels import structure
 
 
@@ -70,7 +71,7 @@ def find(fn: Callable[..., typing.Any], params: typing.Any, args: Sequence[typin
     """The links in a function of ``(params, *args)`` whose channels may be scaled, in the order of the program.
 
     A link is left out where what it carries is also used otherwise, or a parameter of it is used twice; and within
-    loops and branches.
+    branches, and loops but for scans over parameters: each layer there has links of its own, under paths of its own.
     """
     links, uses = _walked(fn, params, args, frozenset())
     single = [link for link in links if len(link.firsts) == 1 and not link.normed]
@@ -107,6 +108,9 @@ def _walked(
     jax.eval_shape(look, params)
     whole = [s for s in sources if s.root() is s and s.seconds and not s.spoilt]
     parts = [(tuple(s.firsts), tuple(s.shifts), tuple(s.seconds), s.by_weight, s.block, s.normed) for s in whole]
+    for path in list(uses):  # a stack that is also used as a whole
+        if steps_in(path):
+            uses[path] += uses.get(whole_path(path), 0)
     return [Link(*part) for part in parts], uses
 
 
@@ -118,10 +122,12 @@ def observed(
     observer: Observer,
 ) -> dict[str, typing.Any]:
     """What an observer by rows has seen, over all batches, of what meets the weights that sum, by their paths."""
-    rules: dict[str, Scheme | None] = {place.path: Identity() for link in links for place in link.seconds}
+    paths = [place.path for link in links for place in link.seconds]
+    rules: dict[str, Scheme | None] = {whole_path(path): Identity() for path in paths}
     watch = jax.jit(observe(fn, Policy(rules, inputs=Identity()), observer))
     stats = functools.reduce(merge, [watch(params, *batch) for batch in batches])
-    return {path: seen.observer for path, seen in stats.items()}
+    seen = {path: stats[whole_path(path)].observer for path in paths}
+    return {path: jax.tree.map(lambda leaf, at=steps_in(path): leaf[at], one) for path, one in seen.items()}
 
 
 def met(place: Place, numbers: jax.Array, contraction: Contraction, shape: tuple[int, ...]) -> jax.Array:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import rewritable
 
-from jqz import _links
+import jqz
+from jqz import _links, algorithms
 from jqz._rows import Place
+from jqz._steps import whole_path
 
 
 def found(fn, params, x):
@@ -106,3 +108,84 @@ def test_scales_of_norms_are_found_however_they_are_written():
     (link,) = _links.find_rotatable(normed, params, (X,), frozenset({"scale"}))
     assert link.places == (Place("a", (1,)), Place("b", (0,)))
     assert not _links.find_rotatable(normed, params, (X,), frozenset())
+
+
+# --- layers that a scan stacks: what is made of them is what is made of the same layers one by one --------------------
+
+
+def _norm(x, scale):
+    return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale[None]
+
+
+def _layer(x, p):
+    y = _norm(x, p["norm"])
+    x = x + jax.nn.relu(y @ p["up"] + p["shift"][None]) @ p["down"]
+    return x + (x @ p["narrow"]) @ p["wide"]
+
+
+DEPTH, WIDTH = 3, 8
+SHAPES = {"norm": (8,), "up": (8, 16), "shift": (16,), "down": (16, 8), "narrow": (8, 4), "wide": (4, 8)}
+
+
+def _stacked_layers():
+    """Parameters, the function with a scan and the one without, and an input."""
+    rng = np.random.default_rng(3)
+    layers = {name: rng.normal(size=(DEPTH, *shape)) / 3 for name, shape in SHAPES.items()}
+    layers["up"] *= np.exp(rng.normal(size=(DEPTH, 1, 16)))
+    layers["norm"] = rng.uniform(0.5, 2, (DEPTH, 8))
+    ends = {"enter": rng.normal(size=(5, 8)), "norm": rng.uniform(0.5, 2, 8), "leave": np.eye(8)[:, :3]}
+    params = {"layers": layers, **ends}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+    def scanned(params, x):
+        x = jax.lax.scan(lambda x, p: (_layer(x, p), None), x @ params["enter"], params["layers"])[0]
+        return _norm(x, params["norm"]) @ params["leave"]
+
+    def plain(params, x):
+        x = x @ params["enter"]
+        for i in range(DEPTH):
+            x = _layer(x, params[f"layer{i}"])
+        return _norm(x, params["norm"]) @ params["leave"]
+
+    return params, scanned, plain, jnp.asarray(rng.normal(size=(6, 5)), jnp.float32)
+
+
+def _one_by_one(params):
+    layers = {f"layer{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(DEPTH)}
+    return {**{name: leaf for name, leaf in params.items() if name != "layers"}, **layers}
+
+
+FOUR = jqz.Symmetric(bits=4, granularity=jqz.PerAxis(-1))
+STACKED = jqz.Symmetric(bits=4, granularity=jqz.PerAxis((0, -1)))
+REWRITERS = {
+    "smooth_quant": lambda fn, params, x, weight: algorithms.smooth_quant(fn, params, [x]),
+    "awq": lambda fn, params, x, weight: algorithms.awq(fn, params, jqz.Policy({"**/{up,down}": weight}), [x]),
+    "equalize": lambda fn, params, x, weight: algorithms.equalize(fn, params, x),
+    "hadamard": lambda fn, params, x, weight: algorithms.hadamard(fn, params, jax.random.key(0), x),
+}
+
+
+@pytest.mark.parametrize("name", REWRITERS)
+def test_layers_of_a_scan_are_rewritten_as_layers_one_by_one(name):
+    params, scanned, plain, x = _stacked_layers()
+    wanted = REWRITERS[name](plain, _one_by_one(params), x, FOUR)
+    got = REWRITERS[name](scanned, params, x, STACKED)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_one_by_one(got)):
+        expected = wanted
+        for key in path:
+            expected = expected[key.key]
+        np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-6, err_msg=jax.tree_util.keystr(path))
+    moved = [np.abs(got["layers"][part] - params["layers"][part]).max((1, 2)) for part in ("up", "down")]
+    assert (np.stack(moved) > 0.01).all(), "a layer stayed as it was"
+
+
+def test_a_stack_that_is_also_used_whole_is_left_alone():
+    params, scanned, _, x = _stacked_layers()
+
+    def both(params, x):
+        return scanned(params, x) + jnp.einsum("bi,lio->blo", x[:, :4], params["layers"]["wide"]).sum(1)[:, :3]
+
+    stacks = {whole_path(path) for link in _links.find(both, params, (x,)) for path in link.paths}
+    assert "layers/up" in stacks
+    assert "layers/wide" not in stacks
+    assert "layers/wide" in {whole_path(p) for link in _links.find(scanned, params, (x,)) for p in link.paths}

@@ -13,6 +13,7 @@ from jqz._links import Link, find, met, observed
 from jqz._policy import PolicyLike, resolve
 from jqz._rows import Contraction, Place
 from jqz._scheme import Scheme, work_dtype
+from jqz._steps import parts, steps_in, whole_path
 from jqz._transform import named_leaves
 from jqz.observers import Gram
 
@@ -75,15 +76,14 @@ def awq(
     if not inputs:
         raise ValueError("awq: got no batches. Use batches=[x], with x as the model takes it.")
     schemes = {d.path: d.scheme for d in resolve("awq", policy, params)[0] if d.scheme is not None}
-    links = [link for link in find(fn, params, inputs[0]) if any(at.path in schemes for at in link.seconds)]
+    links = [link for link in find(fn, params, inputs[0]) if any(whole_path(at.path) in schemes for at in link.seconds)]
     if not links:
         raise ValueError(
             "awq: the policy rounds no weight that sums over channels that a norm's scale or another weight makes for "
             'products alone. Use Policy({"**/kernel": Symmetric(bits=4)}) and a function that infers.'
         )
     seen = observed(fn, params, links, inputs, Gram())
-    before = dict(named_leaves(params))
-    leaves = {path: before[path] for link in links for path in link.paths}
+    leaves = parts(dict(named_leaves(params)), (path for link in links for path in link.paths))
     for link in links:
         leaves = link.scaled(leaves, _best(link, leaves, schemes, seen, candidates))
     return verify("awq", fn, inputs[0], params, leaves, tolerance)
@@ -104,9 +104,9 @@ def _best(
     scales = scales / jnp.sqrt(jnp.max(scales, axis=1, keepdims=True) * jnp.min(scales, axis=1, keepdims=True))
     costs = jnp.zeros(candidates, jnp.float32)
     for at in link.seconds:
-        if at.path in schemes:
-            gram = seen[at.path]
-            costs += _costs(leaves[at.path], gram.products, scales, schemes[at.path], _contraction(gram), at)
+        if (path := whole_path(at.path)) in schemes:
+            gram, depth = seen[at.path], len(steps_in(at.path))
+            costs += _costs(leaves[at.path], gram.products, scales, schemes[path], _contraction(gram), at, depth)
     return scales[jnp.argmin(costs)]
 
 
@@ -118,16 +118,23 @@ def _contraction(gram: Gram) -> Contraction:
     return typing.cast(Contraction, gram.contraction)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _costs(
-    weight: jax.Array, products: jax.Array, scales: jax.Array, scheme: Scheme, contraction: Contraction, at: Place
+    weight: jax.Array,
+    products: jax.Array,
+    scales: jax.Array,
+    scheme: Scheme,
+    contraction: Contraction,
+    at: Place,
+    depth: int,
 ) -> jax.Array:
-    """What rounding a weight costs for each candidate."""
+    """What rounding a weight costs for each candidate; ``depth`` scans stack it, and its scheme is for the stack."""
     wide = weight.astype(work_dtype(weight))
+    stacked = (1,) * depth + weight.shape
 
     def cost(s: jax.Array) -> jax.Array:
         along = at.along(s.astype(wide.dtype), weight.shape)
-        difference = scheme.simulate(wide * along) / along - wide
+        difference = scheme.simulate((wide * along).reshape(stacked)).reshape(wide.shape) / along - wide
         return jnp.sum(output_error(batched(products, contraction), contraction.matrix(difference)))
 
     return jax.lax.map(cost, scales)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jqz._channels import as_args, verify
 from jqz._links import Link, find
+from jqz._steps import parts
 from jqz._transform import named_leaves
 
 
@@ -59,8 +60,7 @@ def equalize(
             "equalize: found no product whose result goes to other products alone. Use a function that infers, with "
             "relu between its layers: lambda params, x: model.apply(params, x, train=False)."
         )
-    before = dict(named_leaves(params))
-    leaves = {path: before[path] for link in links for path in link.paths}
+    leaves = parts(dict(named_leaves(params)), (path for link in links for path in link.paths))
     for _ in range(sweeps):
         leaves, moved = _sweep(links, leaves)
         if moved < 1e-3:

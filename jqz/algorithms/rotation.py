@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jqz._channels import as_args, verify
 from jqz._links import find, find_rotatable
 from jqz._rows import Place
+from jqz._steps import parts
 from jqz._transform import named_leaves
 
 
@@ -32,7 +33,7 @@ def hadamard(
 
     n is the largest power of two that divides the number of channels (of a head, or of the stream); neighbours are
     rotated in runs of n. Not rotated are channels that meet a nonlinearity, a layer norm (which subtracts their mean),
-    or weights in loops, such as layers stacked by scan.
+    or weights in loops other than a scan over layers.
 
     Use it before rounding to 4 bits and below with grids that largest magnitudes choose, and before low-bit
     activations. It is no help where weights have no outliers; ``smooth_quant`` and ``awq`` scale channels instead.
@@ -61,9 +62,11 @@ def hadamard(
     References: arXiv:2404.00456.
     """
     args = as_args(batch)
-    before = dict(named_leaves(params))
+    scalable = find(fn, params, args)
+    tree = dict(named_leaves(params))
+    before = {**tree, **parts(tree, (path for link in scalable for path in link.paths))}
     leaves = dict(before)
-    for link in find(fn, params, args):
+    for link in scalable:
         if not link.by_weight and not link.shifts:
             scale = jnp.abs(leaves[link.first.path])
             leaves = link.scaled(leaves, jnp.where(scale > 0, scale, 1))
@@ -72,10 +75,10 @@ def hadamard(
     if not links:
         raise ValueError(
             "hadamard: found no channels that products make and sum over with nothing else between, in a number that 2 "
-            "divides. Use a model with attention, low-rank layers, or RMS norms before its layers, not in a scan."
+            "divides. Use a model with attention, low-rank layers, or RMS norms before its layers."
         )
-    if not any(link.normed for link in links):
-        leaves = dict(before)  # there is no stream whose norms must have no scale
+    before = {**parts(tree, (path for link in links for path in link.paths)), **before}
+    leaves = {**before, **leaves} if any(link.normed for link in links) else dict(before)
     for link, one in zip(links, jax.random.split(key, len(links)), strict=True):
         rotation = _rotation(link.block & -link.block, one)
         for place in dict.fromkeys(link.places):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jqz._channels import as_args, verify
 from jqz._links import find, met, observed
+from jqz._steps import parts
 from jqz._transform import named_leaves
 from jqz.observers import TermMax
 
@@ -71,8 +72,7 @@ def smooth_quant(
             "function that infers, with norms that have a scale: nn.LayerNorm(use_scale=True)."
         )
     seen = observed(fn, params, links, inputs, TermMax())
-    before = dict(named_leaves(params))
-    leaves = {path: before[path] for link in links for path in link.paths}
+    leaves = parts(dict(named_leaves(params)), (path for link in links for path in link.paths))
     for link in links:
         largest = [met(at, *_high(seen[at.path]), leaves[at.path].shape) for at in link.seconds]
         x = jnp.max(jnp.stack([jnp.max(one, axis=1) for one in largest]), axis=0)
