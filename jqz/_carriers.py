@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jqz._channels import Channels, named
-from jqz._interpret import scan_operands, unrolled_scan
+from jqz._interpret import scan_operands
 from jqz._rows import Place, met_axis, output_axes
-from jqz._steps import step_of
+from jqz._steps import step_of, unrolled_scan
 from jqz._values import Pending, Value, Valued, Weight, decode
 from jqz._walk import Equation, Rule
 

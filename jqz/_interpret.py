@@ -179,31 +179,14 @@ def _settled(operands: list[Value]) -> list[Value]:
     return [decode(v) if isinstance(v, Pending) else v for v in operands]
 
 
-def scan_operands(
-    params: Mapping[str, typing.Any], operands: Sequence[Value]
-) -> tuple[list[Value], list[Value], list[Value]]:
+def scan_operands(params: Mapping[str, typing.Any], operands: Sequence[Value]) -> list[list[Value]]:
     """What all steps of a scan get, what goes from step to step, and what each gets a slice of."""
     if "num_consts" in params:
         n_consts, n_carry = params["num_consts"], params["num_carry"]
     else:  # JAX 0.12 keeps the three groups as a tree
         n_consts, n_carry = (len(group) for group in params["ft_in"].unpack()[:2])
     ends = n_consts, n_consts + n_carry
-    return list(operands[: ends[0]]), list(operands[ends[0] : ends[1]]), list(operands[ends[1] :])
-
-
-def unrolled_scan(
-    params: Mapping[str, typing.Any], operands: Sequence[Value], walk: Walk, part: Callable[[Value, int], Value]
-) -> list[Value]:
-    """A scan as its steps, one after the other; ``part(x, step)`` is what a step gets of an operand that is sliced.
-
-    What goes from step to step may stay lazy.
-    """
-    consts, carry, xs = scan_operands(params, operands)
-    order, stacked = range(params["length"]), {}
-    for step in reversed(order) if params["reverse"] else order:
-        results = interpret(params["jaxpr"], [*consts, *carry, *(part(x, step) for x in xs)], walk)
-        carry, stacked[step] = results[: len(carry)], [decode(v) for v in results[len(carry) :]]
-    return [*carry, *(jnp.stack(column) for column in zip(*(stacked[step] for step in order), strict=True))]
+    return [list(operands[: ends[0]]), list(operands[slice(*ends)]), list(operands[ends[1] :])]
 
 
 def _scan(eqn: typing.Any, operands: list[Value], walk: Walk) -> list[jax.Array]:

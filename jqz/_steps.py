@@ -1,10 +1,15 @@
-"""Parameters of the steps of a scan, each under a path of its own: what a scan stacks, layers have one by one."""
+"""A scan as its steps, each with parameters under paths of its own: what a scan stacks, layers have one by one."""
 
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jqz._interpret import interpret, scan_operands
+from jqz._values import Value, decode
+from jqz._walk import Walk
 
 #: Between a path and the number of a step; no path of a tree holds it.
 _MARK = "\0"
@@ -38,3 +43,18 @@ def joined(leaves: Mapping[str, jax.Array], changed: Mapping[str, jax.Array]) ->
         name = whole_path(path)
         stacks.setdefault(name, np.array(out.get(name, leaves[name])))[steps_in(path)] = changed[path]
     return {**out, **{name: jnp.asarray(stack) for name, stack in stacks.items()}}
+
+
+def unrolled_scan(
+    params: Mapping[str, typing.Any], operands: Sequence[Value], walk: Walk, part: Callable[[Value, int], Value]
+) -> list[Value]:
+    """A scan as its steps, one after the other; ``part(x, step)`` is what a step gets of an operand that is sliced.
+
+    What goes from step to step may stay lazy.
+    """
+    consts, carry, xs = scan_operands(params, operands)
+    order, stacked = range(params["length"]), {}
+    for step in reversed(order) if params["reverse"] else order:
+        results = interpret(params["jaxpr"], [*consts, *carry, *(part(x, step) for x in xs)], walk)
+        carry, stacked[step] = results[: len(carry)], [decode(v) for v in results[len(carry) :]]
+    return [*carry, *(jnp.stack(column) for column in zip(*(stacked[step] for step in order), strict=True))]

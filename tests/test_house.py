@@ -32,7 +32,7 @@ FLOORS = (
     ("_policy", "_values", "_stacked", "_expression", "_samples", "_sensitivity"),
     ("_walk",),
     ("_interpret", "_pending"),
-    ("_evaluate",),
+    ("_evaluate", "_steps"),
     ("_flow", "_blocks"),
     ("_prepare",),
     # 4: the verbs on trees; rules of the walk
