@@ -16,9 +16,10 @@ import jqz
 
 def run(net, arguments, data):
     """Trains one network, or finds it trained; returns its record and what the recipe has to say of it."""
-    plan = loop.Plan(arguments.epochs, arguments.batch or (64 if arguments.recipe == "nnabla" else 128), arguments.seed)
+    batch = arguments.batch or (64 if arguments.recipe == "nnabla" else 128)
+    plan, place = loop.Plan(arguments.epochs, batch, arguments.seed), net
     base = resnet23.ResNet23(arguments.maps, arguments.units, classes=1 + int(data.train.labels.max()))
-    size = f"maps{base.maps}-epochs{plan.epochs}-batch{plan.batch}-seed{plan.seed}"
+    size = f"maps{base.maps}-epochs{arguments.epochs}-batch{plan.batch}-seed{plan.seed}"
     folder = pathlib.Path(arguments.cache) / f"resnet23-{data.name}-{arguments.recipe}-{size}"
     if arguments.recipe == "nnabla":
         job = recipes.nnabla(net, base, plan, data)
@@ -27,8 +28,10 @@ def run(net, arguments, data):
     else:  # the float network comes first: the others start and learn from it
         state = run("float", arguments, data)[0].state
         start = {"params": state.params, **state.rest}
+        if arguments.longer > 1:
+            plan, place = plan._replace(epochs=arguments.longer * plan.epochs), f"{net}-x{arguments.longer}"
         job = recipes.best(net.removesuffix("-again"), base, plan, data, start)
-    record = loop.train(net, job.step, job.predict, job.state, data, plan, folder / net)
+    record = loop.train(net, job.step, job.predict, job.state, data, plan, folder / place)
     return record, job.finish(record.state)
 
 
@@ -42,6 +45,9 @@ def main():
     parser.add_argument("--maps", type=int, default=32, help="width of the network (NNabla: 64; default 32)")
     parser.add_argument("--units", type=int, default=7, help="bottlenecks (default 7)")
     parser.add_argument("--epochs", type=int, default=5, help="of training (NNabla: 300; default 5)")
+    parser.add_argument(
+        "--longer", type=int, default=1, metavar="TIMES", help="epochs of what starts from the float network (best)"
+    )
     parser.add_argument("--batch", type=int, help="images a step (default 64 for nnabla, 128 for best)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", metavar="FOLDER", help="of idx files, or of CIFAR-10's binary version")

@@ -75,11 +75,15 @@ def nnabla(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data) -> J
 
 
 class Variant(typing.NamedTuple):
-    """A network of the recipe ``best``: a policy, the fields of the model that differ, what is done to parameters."""
+    """A network of the recipe ``best``: a policy, the fields of the model that differ, what is done to parameters.
+
+    ``rate`` is that of the first step behind the float network.
+    """
 
     policy: jqz.Policy
     fields: resnet23.Fields = MappingProxyType({})
     project: Callable[[typing.Any], typing.Any] = lambda params: params
+    rate: float = 2e-3
 
 
 def _inner(scheme: jqz.Scheme, inputs: jqz.Scheme | None = None) -> jqz.Policy:
@@ -141,8 +145,8 @@ def best(name: str, base: resnet23.ResNet23, plan: loop.Plan, data: Data, start:
     variant = variants()[name]
     model = base.clone(**variant.fields)
     total, incremental = plan.steps(data), name == "inq"
-    rate = optax.cosine_onecycle_schedule(total, 5e-3) if start is None else optax.cosine_decay_schedule(2e-3, total)
-    optimizer = optax.adam(rate)
+    falling = optax.cosine_decay_schedule(variant.rate, total)
+    optimizer = optax.adam(optax.cosine_onecycle_schedule(total, 5e-3) if start is None else falling)
     if incremental:
         portions = jqz.training.inq_portions(4, every=max(1, total // 7))  # the last seventh trains batch norm
         optimizer = jqz.training.inq(optimizer, variant.policy, portions)

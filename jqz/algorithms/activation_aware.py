@@ -106,7 +106,8 @@ def _best(
     for at in link.seconds:
         if (path := whole_path(at.path)) in schemes:
             gram, depth = seen[at.path], len(steps_in(at.path))
-            costs += _costs(leaves[at.path], gram.products, scales, schemes[path], _contraction(gram), at, depth)
+            alike = Place("", at.axes)  # one compilation for layers that differ by their names
+            costs += _costs(leaves[at.path], gram.products, scales, schemes[path], _contraction(gram), alike, depth)
     return scales[jnp.argmin(costs)]
 
 
