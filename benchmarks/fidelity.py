@@ -130,6 +130,10 @@ def with_bounds(tree: dict, like: dict) -> dict:
     return {name: tree.get(name, jnp.full(leaf.shape, 6.0)) for name, leaf in like.items() if name not in inner} | inner
 
 
+#: Weights that are rounded already, activations of 8 bits.
+ACTIVATIONS = jqz.Policy({"**/kernel": jqz.Identity()}, inputs=jqz.Asymmetric(bits=8))
+
+
 class Study:
     """One network: what its float logits are, and how near others come."""
 
@@ -159,21 +163,18 @@ class Study:
     def merged(self, watch: typing.Callable, variables: typing.Any) -> typing.Any:
         return functools.reduce(jqz.merge, [watch(variables, x) for x in self.inputs])
 
-    def static(self, variables: typing.Any, weights: jqz.Scheme, observer: typing.Any) -> np.ndarray:
-        """Logits with weights and activations on the grids of deployment."""
-        policy = jqz.Policy({"**/kernel": weights}, inputs=jqz.Asymmetric(bits=8))
-        stats = self.merged(self.watched(observer), variables)
-        run, sites = self.simulated(policy), jqz.calibrate(stats, policy)
-        return self.logits(lambda x: run(variables, sites, x))
+    def static(self, variables: typing.Any, observer: typing.Any) -> np.ndarray:
+        """Logits of weights as they are, with activations of 8 bits on the grids of deployment."""
+        sites = jqz.calibrate(self.merged(self.watched(observer), variables), ACTIVATIONS)
+        return self.logits(lambda x: self.simulated(variables, sites, x))
 
     @functools.cache  # noqa: B019
     def watched(self, observer: typing.Any) -> typing.Callable:
-        policy = jqz.Policy({"**/kernel": jqz.Identity()}, inputs=jqz.Asymmetric(bits=8))
-        return jax.jit(jqz.observe(self.model, policy, observer))
+        return jax.jit(jqz.observe(self.model, ACTIVATIONS, observer))
 
-    @functools.cache  # noqa: B019
-    def simulated(self, policy: jqz.Policy) -> typing.Callable:
-        return jax.jit(jqz.simulated(self.model, policy))
+    @functools.cached_property
+    def simulated(self) -> typing.Callable:
+        return jax.jit(jqz.simulated(self.model, ACTIVATIONS))
 
     def weights_only(self, variables: typing.Any) -> np.ndarray:
         decoded = jqz.dequantize(variables)
@@ -181,18 +182,29 @@ class Study:
 
 
 def eight_bits(s: Study) -> None:
-    tensor, channel = jqz.Symmetric(bits=8), jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1))
-    extremes, least = jqz.observers.MinMax(), jqz.observers.MSE()
-    batch = s.inputs[0][:2]
+    channel = jqz.Symmetric(bits=8, granularity=jqz.PerAxis(-1))
+    policy = jqz.Policy({"**/kernel": jqz.Symmetric(bits=8)}, inputs=jqz.Identity())
+    batch, watch = s.inputs[0][:2], jax.jit(jqz.observe(s.model, policy, jqz.observers.Gram()))
     folded = algorithms.fold_batch_norm(s.model, s.variables, batch)
     equal = algorithms.equalize(s.model, folded, batch)
-    rounded = jqz.quantize(equal, jqz.Policy({"**/kernel": tensor}))
-    fixed = jqz.dequantize(algorithms.correct_bias(s.model, equal, rounded, s.inputs))
-    for ranges, observer in (("extremes", extremes), ("least error", least)):
-        s.row(f"W8A8, {ranges}: a grid a tensor", s.static(folded, tensor, observer))
-        s.row("the same, equalized", s.static(equal, tensor, observer))
-        s.row("the same, biases corrected", s.static(fixed, tensor, observer))
-        s.row("a grid a channel", s.static(folded, channel, observer))
+    half = algorithms.equalize(s.model, folded, batch, strength=0.5)
+
+    def corrected(tree: typing.Any, rounded: typing.Any) -> typing.Any:
+        return algorithms.correct_bias(s.model, tree, rounded, s.inputs)
+
+    nearest = jqz.quantize(equal, policy)
+    better = algorithms.gptq(half, policy, s.merged(watch, half))
+    trees = {
+        "a grid a tensor": jqz.quantize(folded, policy),
+        "equalized": nearest,
+        "equalized, biases corrected": corrected(equal, nearest),
+        "equalized by half, gptq": better,
+        "equalized by half, gptq, biases corrected": corrected(half, better),
+        "a grid a channel": jqz.quantize(folded, {"**/kernel": channel}),
+    }
+    for ranges, observer in (("extremes", jqz.observers.MinMax()), ("least error", jqz.observers.MSE())):
+        for name, tree in trees.items():
+            s.row(f"W8A8, {ranges}: {name}", s.static(jqz.dequantize(tree), observer))
 
 
 def four_bits(s: Study, steps: int) -> None:

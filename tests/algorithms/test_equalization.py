@@ -112,3 +112,24 @@ def test_what_is_no_pair_is_left_alone(model):
 def test_what_cannot_be_seen_is_refused():
     with pytest.raises(ValueError, match=r"outputs change by .* one of \['a', 'b'\]"):
         equalize(lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"] + p["a"].sum(), PARAMS, X)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_part_of_the_way_is_a_power_of_the_whole(strength):
+    rng = np.random.default_rng(1)
+    params = {n: jnp.asarray(rng.normal(size=(6, 6)) * np.exp(2 * rng.normal(size=6)), jnp.float32) for n in "abc"}
+    x = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+
+    def model(p, x):
+        return jax.nn.relu(jax.nn.relu(x @ p["a"]) @ p["b"]) @ p["c"]
+
+    whole, part = equalize(model, params, x), equalize(model, params, x, strength=strength)
+    for name in "abc":
+        expected = params[name] * (whole[name] / params[name]) ** strength
+        np.testing.assert_allclose(part[name], expected, rtol=1e-4)
+    np.testing.assert_allclose(model(part, x), model(params, x), rtol=1e-4, atol=1e-3)
+
+
+def test_strength_is_a_share():
+    with pytest.raises(ValueError, match=r"equalize: got strength=1.5.*Use strength=1.0"):
+        equalize(lambda p, x: x @ p["a"], {"a": jnp.ones((2, 2))}, jnp.ones((1, 2)), strength=1.5)
