@@ -121,7 +121,7 @@ def variants() -> dict[str, Variant]:
     return {
         "float": Variant(FLOAT),
         "binary-connect": Variant(_inner(unit), project=_clip_kernels),
-        "binary-net": Variant(_inner(unit), {"relu": _sign, "enter": _sign, "leave": _as_it_is}, _clip_kernels),
+        "binary-net": Variant(_inner(unit), {"relu": _sign, "enter": _sign, "leave": _as_it_is}, _clip_kernels, 0.04),
         "binary-weight": Variant(_inner(mean), project=_clip_kernels),
         "fixed-point-connect": Variant(jqz.Policy(fixed)),
         "fixed-point-net": Variant(jqz.Policy(fixed, inputs=jqz.FixedPoint(bits=8, sign=jqz.schemes.Unsigned()))),
