@@ -126,7 +126,7 @@ def variants() -> dict[str, Variant]:
         "fixed-point-connect": Variant(jqz.Policy(fixed)),
         "fixed-point-net": Variant(jqz.Policy(fixed, inputs=jqz.FixedPoint(bits=8, sign=jqz.schemes.Unsigned()))),
         "pow2-connect": Variant(_inner(pow2)),
-        "pow2-net": Variant(_inner(pow2, jqz.PowerOfTwo(bits=4))),
+        "pow2-net": Variant(_inner(pow2, jqz.PowerOfTwo(bits=4)), rate=8e-3),
         "inq": Variant(_inner(jqz.PowerOfTwo(bits=4, codebook=jqz.schemes.INQ()))),
         "min-max": Variant(jqz.Policy(affine, inputs=jqz.Asymmetric(bits=8))),
     }
