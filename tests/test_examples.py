@@ -21,7 +21,7 @@ EXAMPLES = {path.name: path for path in (pathlib.Path(__file__).parent.parent / 
 TINY = {
     "detection.py": "--net shapes --side 32 --steps 2 --images 4 --only all_in_8",
     "efficientnet.py": "--weights random --size 16 --calibration 4",
-    "nnabla_nets.py": "--net min-max --recipe best --maps 4 --units 0 --epochs 1 --batch 20",
+    "nnabla_nets.py": "--net min-max --recipe best --maps 4 --units 0 --epochs 1 --longer 2 --batch 20",
     "quickstart.py": "--steps 1 --bits 4",
     "nnx.py": "--size 6 --batch 2",
     "train_power_of_two.py": "--epochs 1 --batch 512",
@@ -174,6 +174,7 @@ def test_nnabla_nets(monkeypatch, capsys, tmp_path):
     _run("nnabla_nets.py", [*TINY["nnabla_nets.py"].split(), *places], monkeypatch)
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"float: step 2, loss [\d.]+, test [\d.]+ %", lines[1])
+    assert lines[-2].startswith("min-max: step 4, ")
     figures = re.search(r"min-max: test .* codes [\d.]+, bytes ([\d,]+), same as simulated ([\d.]+), same", lines[-1])
     assert float(figures[2]) == 100
     kernels, others, channels = 9 * 4 + 4 * 10, 4 * 4 + 10, 4 + 10
