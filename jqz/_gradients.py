@@ -88,6 +88,11 @@ class LSQ(GridGradient):
 
     def partials(self, x: jax.Array, value: jax.Array, line: Line, entries: int) -> Partials:
         inside = (x > line.low) & (x < line.high)
+        if not all(-x.ndim <= axis < x.ndim for axis in self.batch_axes):
+            raise ValueError(
+                f"LSQ: got batch_axes={self.batch_axes!r} for values of shape {x.shape}, wanted axes that they have. "
+                "Use batch_axes=(0,)."
+            )
         shared = x.size / entries / max(1, math.prod(x.shape[axis] for axis in self.batch_axes))
         factor = (max(shared, 1) * line.top) ** -0.5
         of_scale = jnp.where(inside, value - x, value - line.origin) / line.scale
@@ -141,4 +146,4 @@ class RCF(GridGradient):
     def partials(self, x: jax.Array, value: jax.Array, line: Line, entries: int) -> Partials:
         inside = (x > line.low) & (x < line.high)
         of_scale = jnp.where(inside, value - x, value - line.origin) / line.scale
-        return (inside | (line.low < line.origin)).astype(x.dtype), of_scale, (~inside).astype(x.dtype)
+        return (inside | ((line.low < 0) & (line.high > 0))).astype(x.dtype), of_scale, (~inside).astype(x.dtype)

@@ -30,6 +30,10 @@ class Learnable:
         return self.value.ndim
 
     @property
+    def size(self) -> int:
+        return self.value.size
+
+    @property
     def dtype(self) -> typing.Any:
         return self.value.dtype
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jqz._learnable import Learnable
 from jqz._policy import Decision, PolicyLike, resolve
+from jqz._scheme import work_dtype
 
 State = typing.TypeVar("State")
 Value = typing.TypeVar("Value")
@@ -71,6 +72,15 @@ def choose(who: str, policy: PolicyLike, params: typing.Any) -> Chosen:
     if len(set(paths)) < len(paths):
         raise ValueError(f"{who}: two leaves have the same path, of {sorted(paths)}. Rename one of them.")
     return chosen
+
+
+def replaced(update: jax.Array, way: jax.Array, where: jax.Array) -> jax.Array:
+    """An update with another one in some places, in a dtype that holds both exactly.
+
+    A narrow way would miss where it leads to; ``optax.apply_updates`` comes back to the dtype of the weights.
+    """
+    wide = way.dtype if way.dtype == update.dtype else jnp.promote_types(work_dtype(way), work_dtype(update))
+    return jnp.where(where, way.astype(wide), update.astype(wide))
 
 
 def rank(score: jax.Array) -> jax.Array:

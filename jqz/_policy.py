@@ -27,7 +27,8 @@ class Policy:
 
     ``*`` stays inside one part of a path, ``**`` crosses parts, ``{a,b}`` chooses. Leaves of rank 0
     and 1, and those named as biases, norms and statistics are, stay float unless a rule's last part
-    names them (``"**/bias"`` does, ``"**"`` does not). Integer leaves are never touched.
+    names them (``"**/bias"`` does, ``"**"`` does not). Integer leaves are never touched, and a rule that names
+    nothing else is an error.
 
     Args:
       rules: ``{glob: Scheme or None}`` for weights.
@@ -37,7 +38,7 @@ class Policy:
         a residual reads the codes that a product reads; ``"**/(residual)"`` gives it codes of its own.
 
     Raises:
-      TypeError: a rule is neither a Scheme nor None.
+      TypeError: a rule is neither a Scheme nor None; (by the verbs) a rule names leaves of integers alone.
       ValueError: (by the verbs) a rule matches nothing; the message names the nearest paths.
 
     >>> import jqz
@@ -125,14 +126,14 @@ def resolve(who: str, policy: PolicyLike, tree: typing.Any) -> tuple[list[Decisi
 
 
 def _by_rules(who: str, policy: Policy, named: list[tuple[str, typing.Any]]) -> list[Rule]:
-    used: set[str] = set()
+    used: dict[str, bool] = {}  # by rule: whether it matches anything that has codes
     schemes: list[Rule] = []
     for path, leaf in named:
         hits = [(glob, scheme) for glob, scheme in policy.rules if _paths.matches(glob, path)]
-        used.update(glob for glob, _ in hits)
+        used |= {glob: used.get(glob, False) or isinstance(leaf, QTensor) or _is_floating(leaf) for glob, _ in hits}
         glob, scheme = hits[0] if hits else ("", None)
         schemes.append(scheme if scheme is not None and _takes(glob, path, leaf) else None)
-    for glob, _ in policy.rules:
+    for glob, scheme in policy.rules:
         if glob not in used and glob != "**":
             near = _paths.nearest(glob, (path for path, _ in named))
             raise ValueError(
@@ -140,16 +141,31 @@ def _by_rules(who: str, policy: Policy, named: list[tuple[str, typing.Any]]) -> 
                 f"Nearest paths: {', '.join(map(repr, near)) or 'none, the tree is empty'}. "
                 "Use one of these, or remove the rule."
             )
+        if scheme is not None and not used.get(glob, True):
+            for path, leaf in named:
+                if _names(glob, path) and _paths.matches(glob, path):
+                    raise TypeError(
+                        f"{who}: rule {glob!r} names nothing but what has no codes: {path!r} is "
+                        f"{getattr(leaf, 'dtype', type(leaf).__name__)}, wanted a floating dtype. "
+                        "Use x.astype(jnp.float32), or remove the rule."
+                    )
     return schemes
 
 
 def _takes(glob: str, path: str, leaf: typing.Any) -> bool:
-    if isinstance(leaf, QTensor) or not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+    if isinstance(leaf, QTensor) or not _is_floating(leaf):
         return False
-    name = path.rsplit("/", 1)[-1]
+    return _names(glob, path) or (leaf.ndim >= 2 and path.rsplit("/", 1)[-1] not in FLOAT_NAMES)
+
+
+def _is_floating(leaf: typing.Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _names(glob: str, path: str) -> bool:
+    """Whether a rule's last part says more of the leaf than that it is one."""
     tail = glob.rsplit("/", 1)[-1]
-    named = bool(tail) and tail.strip("*?") != "" and _paths.matches(tail, name)
-    return named or (leaf.ndim >= 2 and name not in FLOAT_NAMES)
+    return tail.strip("*?") != "" and _paths.matches(tail, path.rsplit("/", 1)[-1])
 
 
 def _is_tree_of_schemes(policy: PolicyLike, treedef: typing.Any) -> bool:

@@ -18,7 +18,7 @@ from jqz._scheme import Grid, Scheme
 
 
 @contextlib.contextmanager
-def _at(who: str, path: str, leaf: typing.Any) -> Iterator[None]:
+def at(who: str, path: str, leaf: typing.Any) -> Iterator[None]:
     """Names the verb, the leaf and its shape in an error that a scheme raises."""
     try:
         yield
@@ -68,7 +68,7 @@ def _quantize_leaves(leaves, distinct: tuple[Scheme, ...], which: tuple[int, ...
     out, finite = [], []
     for i, ((leaf, grid), index, path) in enumerate(zip(leaves, which, paths, strict=True)):
         scheme = distinct[index]
-        with _at("quantize", path, leaf):
+        with at("quantize", path, leaf):
             keyed = scheme if key is None else scheme.with_key(jax.random.fold_in(key, i))
             q = _qtensor.encode(_ste.refuse_gradient(leaf, _NO_GRADIENT), keyed, grid)
         out.append(QTensor(q.payload, q.grid, scheme, q.dtype, q.length))
@@ -177,6 +177,10 @@ class Selected(typing.NamedTuple):
     grid: Grid
     scheme: Scheme
 
+    def moved(self, value: jax.Array) -> typing.Any:
+        """Another value in the place of this one, with the grid that is trained beside it, if there is one."""
+        return value if self.grid is None else Learnable(value, self.grid, self.scheme)
+
 
 def map_selected(
     who: str, params: typing.Any, policy: PolicyLike, fn: Callable[..., typing.Any], *others: typing.Any
@@ -201,7 +205,7 @@ def map_selected(
             out.append(parts[0] if parts else leaf)
             continue
         _check(who, d)
-        with _at(who, d.path, d.leaf):
+        with at(who, d.path, d.leaf):
             out.append(fn(Selected(d.path, jnp.asarray(leaf), grid, d.scheme), *parts))
     return treedef.unflatten(out)
 
@@ -234,7 +238,7 @@ def learnable(params: typing.Any, policy: PolicyLike) -> typing.Any:
         if d.scheme is not None and d.scheme.learns and grid is None:
             _check("learnable", d)
             _check_static("learnable", d)
-            with _at("learnable", d.path, d.leaf):
+            with at("learnable", d.path, d.leaf):
                 leaf = Learnable(jnp.asarray(leaf), d.scheme.calibrate(jnp.asarray(leaf)), d.scheme)
             out.append(leaf)
         else:

@@ -275,10 +275,17 @@ def binary_weight(w: jax.typing.ArrayLike, axis: int = -1, quantize_zero_to: flo
       axis: that of the output units, the last one in Flax.
       quantize_zero_to: the sign of zero.
 
+    Raises:
+      ValueError: w lacks the axis.
+
     >>> binary_weight(jnp.array([[1.0, -0.5], [-3.0, 0.0]])).tolist()
     [[2.0, -0.25], [-2.0, 0.25]]
     """
     w, wide = _widen("binary_weight", w)
+    if not -w.ndim <= axis < w.ndim:
+        raise ValueError(
+            f"binary_weight: got axis={axis} for w of shape {w.shape}, wanted one of its axes. Use axis=-1."
+        )
     shared = tuple(a for a in range(w.ndim) if a not in (axis, axis + w.ndim))
     still = jax.lax.stop_gradient(wide)
     mean = jnp.mean(jnp.abs(still), axis=shared, keepdims=True)

@@ -268,3 +268,18 @@ def test_weights_keep_their_grid_through_every_verb():
     assert jqz.learnable(params, scheme)["w"] is params["w"]
     float_again = jqz.fake_quantize(params, {"**/w": None})
     np.testing.assert_array_equal(float_again["w"], params["w"].value)
+
+
+def test_rcf_stops_no_weight_where_levels_have_both_signs():
+    scheme = jqz.Asymmetric(3, anchor=Offset(), gradient=RCF())
+    x = jnp.array([-5.0, 0.3, 5.0])
+    for ends, slopes in [((-1.0, 2.0), [1, 1, 1]), ((0.0, 2.0), [0, 1, 0])]:
+        grid = scheme.calibrate(jnp.array(ends))
+        assert jax.grad(lambda x, grid=grid: scheme.simulate(x, grid).sum())(x).tolist() == slopes
+
+
+def test_axes_of_a_batch_are_axes_of_the_values():
+    scheme = jqz.Symmetric(3, gradient=LSQ(batch_axes=(3,)))
+    x = jnp.ones((2, 2))
+    with pytest.raises(ValueError, match=r"LSQ: got batch_axes=\(3,\) for values of shape \(2, 2\)"):
+        jax.grad(lambda grid: scheme.simulate(x, grid).sum())(scheme.calibrate(x))

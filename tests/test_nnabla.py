@@ -344,3 +344,8 @@ def test_inq_keeps_free_weights_and_given_exponents():
     assert nnabla.inq_quantize(w, 3, fixed).tolist() == pytest.approx([0.0, 0.0, 3.1])
     assert nnabla.inq_quantize(w, 3, fixed, maximum=0.3).tolist() == pytest.approx([0.25, 0.25, 3.1])
     assert nnabla.inq_quantize(jnp.zeros(3)).tolist() == [0.0] * 3
+
+
+def test_means_are_of_an_axis_that_is_there():
+    with pytest.raises(ValueError, match=r"binary_weight: got axis=7 for w of shape \(2, 2\), wanted one of its axes"):
+        nnabla.binary_weight(jnp.ones((2, 2)), axis=7)

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +49,17 @@ def test_only_weights_are_taken_unless_named():
 
 
 def test_integers_are_never_taken_by_rules():
-    assert _chosen({"**/ids": S8}) == {}
-    assert _chosen({"**/step": S8}) == {}
+    assert set(_chosen({"**/{ids,Dense_0/kernel}": S8})) == {"params/Dense_0/kernel"}
+    assert _chosen({"**/ids": None, "**/step*": None}) == {}
+
+
+@pytest.mark.parametrize(("glob", "path"), [("**/ids", "params/ids"), ("params/st*", "params/step")])
+def test_a_rule_that_names_integers_alone_is_a_mistake(glob, path):
+    message = f"quantize: rule '{glob}' names nothing but what has no codes: '{path}' is int32, wanted a floating dtype"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        _chosen({glob: S8})
+    with pytest.raises(TypeError, match="'a' is float, wanted"):
+        _chosen({"**/a": S8}, {"a": 1.0})
 
 
 def test_biases_of_scanned_layers_stay_float():

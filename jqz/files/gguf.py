@@ -193,7 +193,7 @@ def write(path: Path, tree: typing.Any) -> None:
 
 
 def _leaves(tree: typing.Any) -> dict[str, typing.Any]:
-    return names.dotted("gguf.write", names.flat("gguf.write", tree, is_qtensor))
+    return names.readable("gguf.write", names.dotted("gguf.write", names.flat("gguf.write", tree, is_qtensor)))
 
 
 def _form(name: str, leaf: typing.Any) -> tuple[int, int]:

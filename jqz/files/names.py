@@ -25,6 +25,19 @@ def nested(flat: Mapping[str, typing.Any]) -> typing.Any:
     return nested_at(flat, "/" if any("/" in name for name in flat) else ".")
 
 
+def readable(who: str, flat: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """The leaves as they are, where ``nested`` makes a tree of them again.
+
+    Raises:
+      ValueError: a name is the beginning of another one.
+    """
+    try:
+        nested(flat)
+    except ValueError as error:
+        raise ValueError(f"{who}: nothing could read this again: {error} Use other keys, or jqz.save.") from None
+    return flat
+
+
 def nested_at(flat: Mapping[str, typing.Any], part: str) -> typing.Any:
     """Nested dicts from names that are parted so."""
     return grown({tuple(name.split(part)): leaf for name, leaf in flat.items()}, part)
@@ -74,7 +87,7 @@ def flat(who: str, tree: typing.Any, keep: Callable[[typing.Any], bool] = lambda
 
     Raises:
       TypeError: a leaf is no array of numbers.
-      ValueError: two leaves have one name, or a name is no text.
+      ValueError: two leaves have one name, one name is the beginning of another, or a name is no text.
     """
     found: dict[str, typing.Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_whole):
@@ -92,4 +105,4 @@ def flat(who: str, tree: typing.Any, keep: Callable[[typing.Any], bool] = lambda
         if name in found:
             raise ValueError(f"{who}: two leaves are named {name!r}. Use other keys, or jqz.save.")
         found[name] = array
-    return found
+    return readable(who, found)

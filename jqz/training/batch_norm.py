@@ -1,12 +1,13 @@
 """Batch norm folded into the weights before it, in training as in deployment."""
 
+import functools
 import typing
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jqz._scheme import Scheme
+from jqz._scheme import Scheme, work_dtype
 
 
 class BatchNorm(typing.NamedTuple):
@@ -22,6 +23,7 @@ def fold_batch_norm(kernel: jax.Array, norm: BatchNorm, epsilon: float = 1e-5) -
     """The kernel and the bias of a product that does what the product and a batch norm behind it did.
 
     kernel * scale / sigma and bias - mean * scale / sigma, sigma = sqrt(var + epsilon); channels along the last axis.
+    Each has the dtype that it had before.
 
     >>> import jax.numpy as jnp
     >>> from jqz.training import BatchNorm, fold_batch_norm
@@ -29,8 +31,15 @@ def fold_batch_norm(kernel: jax.Array, norm: BatchNorm, epsilon: float = 1e-5) -
     >>> [part.tolist() for part in fold_batch_norm(jnp.array([[5.0]]), norm, epsilon=0.0)]
     [[[5.0]], [-2.0]]
     """
-    factor = norm.scale / jnp.sqrt(norm.var + epsilon)
-    return kernel * factor.reshape((1,) * (kernel.ndim - 1) + (-1,)), norm.bias - norm.mean * factor
+    scale, bias, mean, var = _wide(norm)
+    factor = scale / jnp.sqrt(var + epsilon)
+    folded = kernel.astype(factor.dtype) * factor.reshape((1,) * (kernel.ndim - 1) + (-1,))
+    return folded.astype(kernel.dtype), (bias - mean * factor).astype(norm.bias.dtype)
+
+
+def _wide(norm: BatchNorm) -> BatchNorm:
+    """In one dtype, of at least 32 bits."""
+    return BatchNorm(*(part.astype(functools.reduce(jnp.promote_types, map(work_dtype, norm))) for part in norm))
 
 
 def folded_batch_norm(
@@ -67,7 +76,8 @@ def folded_batch_norm(
       epsilon: added to variances.
 
     Returns:
-      The result, and ``norm`` with new running statistics, which carry no gradient.
+      The result, in the dtype of the product, and ``norm`` with new running statistics, which carry no gradient.
+      Statistics are computed in float32 where inputs have fewer bits, and keep their dtype.
 
     >>> import jax, jax.numpy as jnp, jqz
     >>> from jqz.training import BatchNorm, folded_batch_norm
@@ -79,30 +89,28 @@ def folded_batch_norm(
 
     References: arXiv:1712.05877, section 3.2; arXiv:1806.08342, section 3.2.2.
     """
-    mean, var = jax.lax.stop_gradient((norm.mean, norm.var))
-    folded, bias = fold_batch_norm(kernel, norm._replace(mean=mean, var=var), epsilon)
+    scale, bias, mean, var = _wide(norm)
+    mean, var = jax.lax.stop_gradient((mean, var))
+    folded, rest = fold_batch_norm(kernel, norm._replace(mean=mean, var=var), epsilon)
     y = product(x, folded if scheme is None else scheme.simulate(folded))
 
-    def in_batch() -> tuple[jax.Array, jax.Array, BatchNorm]:
-        plain = product(x, kernel)
+    def in_batch() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        plain = product(x, kernel).astype(mean.dtype)
         axes = tuple(range(plain.ndim - 1))
         batch_mean, batch_var = jnp.mean(plain, axes), jnp.var(plain, axes)
         sigma = jnp.sqrt(batch_var + epsilon)
         moved = jax.lax.stop_gradient(
             (momentum * mean + (1 - momentum) * batch_mean, momentum * var + (1 - momentum) * batch_var)
         )
-        return (
-            jnp.sqrt(var + epsilon) / sigma,
-            norm.bias - norm.scale * batch_mean / sigma,
-            BatchNorm(*norm[:2], *moved),
-        )
+        return jnp.sqrt(var + epsilon) / sigma, bias - scale * batch_mean / sigma, *moved
 
-    def at_rest() -> tuple[jax.Array, jax.Array, BatchNorm]:
-        return jnp.ones_like(bias), bias, BatchNorm(*norm[:2], mean, var)
+    def at_rest() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        return jnp.ones_like(bias), rest.astype(bias.dtype), mean, var
 
     if isinstance(frozen, bool):
-        factor, offset, norm = at_rest() if frozen else in_batch()
+        factor, offset, mean, var = at_rest() if frozen else in_batch()
     else:
-        factor, offset, norm = jax.lax.cond(frozen, at_rest, in_batch)
-    wide = (1,) * (y.ndim - 1) + (-1,)
-    return y * factor.reshape(wide) + offset.reshape(wide), norm
+        factor, offset, mean, var = jax.lax.cond(frozen, at_rest, in_batch)
+    rows = (1,) * (y.ndim - 1) + (-1,)
+    y = (y.astype(factor.dtype) * factor.reshape(rows) + offset.reshape(rows)).astype(y.dtype)
+    return y, BatchNorm(*norm[:2], mean.astype(norm.mean.dtype), var.astype(norm.var.dtype))

@@ -19,9 +19,11 @@ def trainable(qparams: typing.Any) -> typing.Any:
         loss(trained) = ... dequantize(rebuild(qparams, trained)) ...
 
     Since the codes choose which weights share a centroid c_k, its gradient is theirs in sum:
-    d loss / d c_k = sum of d loss / d w_i over the weights with code k. In the same way every other scheme trains its
-    scales; that costs nothing in size. Codes that straight-through training would move stay where they are, so
-    use it as the last step, for the last bit of accuracy; ``jqz.learnable`` trains weights and scales together.
+    d loss / d c_k = sum of d loss / d w_i over the weights with code k. In the same way other schemes train their
+    scales, which costs nothing in size; those of ``PowerOfTwo`` and ``FixedPoint`` leave the powers of two then, and
+    those of ``BlockFloat``, which are codes themselves, stay. Codes that straight-through training would move stay
+    where they are, so use it as the last step, for the last bit of accuracy; ``jqz.learnable`` trains weights and
+    scales together.
 
     Args:
       qparams: what ``quantize`` returns.

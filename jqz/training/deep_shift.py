@@ -104,6 +104,7 @@ def deep_shift_join(tree: typing.Any) -> typing.Any:
         shift, sign = jax.lax.stop_gradient((pair.shift, pair.sign))
         power = jnp.round(jnp.clip(shift, *pair.ends)).astype(jnp.int32)
         value = jnp.ldexp(jnp.sign(jnp.round(sign)), power).astype(sign.dtype)
+        value = jnp.where(jnp.isnan(shift), jnp.nan, value)  # which an integer cannot show
         slopes = value * math.log(2), jnp.ones_like(sign)
         return _ste.with_partials(value, (pair.shift, pair.sign), slopes)
 

@@ -76,6 +76,10 @@ def apprentice_loss(
     Returns:
       A loss for each example, (...).
 
+    Raises:
+      TypeError: labels are no integers.
+      ValueError: as ``distillation_loss``, or labels of another shape.
+
     >>> import jax.numpy as jnp
     >>> from jqz.training import apprentice_loss
     >>> logits = jnp.zeros((1, 4))
@@ -85,6 +89,15 @@ def apprentice_loss(
     References: arXiv:1711.05852, equation 1.
     """
     _check("apprentice_loss", student, teacher, temperature)
+    if labels.shape != student.shape[:-1]:
+        raise ValueError(
+            f"apprentice_loss: got labels of shape {labels.shape} for logits of shape {student.shape}, wanted "
+            f"{student.shape[:-1]}. Use integer classes, labels.argmax(-1) where they are one-hot."
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"apprentice_loss: got labels of dtype {labels.dtype}, wanted integers. Use labels.astype(int)."
+        )
 
     def cross_entropy(logits: jax.Array) -> jax.Array:
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]

@@ -59,7 +59,8 @@ def dore_fa_squash(params: typing.Any, policy: PolicyLike) -> typing.Any:
     composes with any scheme; weights with a scheme of one bit stay as they are. It takes the scale out of a
     layer: use it before batch norm. All-zero blocks stay zero.
 
-    Args and errors are those of ``quantize``; the maximum is over what the scheme's granularity puts together.
+    Grids of ``learnable`` stay beside their weights. Args and errors are those of ``quantize``; the maximum is over
+    what the scheme's granularity puts together.
 
     >>> import jax.numpy as jnp, jqz
     >>> from jqz.training import dore_fa_squash, dore_fa_weights
@@ -70,10 +71,10 @@ def dore_fa_squash(params: typing.Any, policy: PolicyLike) -> typing.Any:
     References: arXiv:1606.06160, equation 9.
     """
 
-    def squash(leaf: Selected) -> jax.Array:
+    def squash(leaf: Selected) -> typing.Any:
         scheme, x = leaf.scheme, leaf.value
         if scheme.bits == 1:
-            return x
+            return leaf.moved(x)
 
         def largest(blocks: jax.Array, axes: tuple[int, ...]) -> jax.Array:
             return jnp.max(jnp.abs(blocks), axis=axes, keepdims=True)
@@ -81,7 +82,7 @@ def dore_fa_squash(params: typing.Any, policy: PolicyLike) -> typing.Any:
         bent = jnp.tanh(x.astype(work_dtype(x)))
         top = scheme.granularity.reduce(largest, bent)
         top = jnp.where(top < TINY, 1, top)
-        return (bent / scheme.granularity.expand(top, x.shape)).astype(x.dtype)
+        return leaf.moved((bent / scheme.granularity.expand(top, x.shape)).astype(x.dtype))
 
     return map_selected("dore_fa_squash", params, policy, squash)
 
@@ -101,7 +102,7 @@ def dore_fa_gradient(x: jax.Array, key: jax.Array, bits: int, batch_axes: tuple[
       batch_axes: axes along which examples have a maximum each.
 
     Raises:
-      ValueError: bits outside 1 to 16.
+      ValueError: bits outside 1 to 16, or x lacks an axis.
 
     >>> import jax, jax.numpy as jnp
     >>> from jqz.training import dore_fa_gradient
@@ -115,6 +116,11 @@ def dore_fa_gradient(x: jax.Array, key: jax.Array, bits: int, batch_axes: tuple[
     if not isinstance(bits, int) or not 1 <= bits <= 16:
         raise ValueError(f"dore_fa_gradient: got bits={bits!r}, wanted an integer from 1 to 16. Use bits=6.")
     steps = 2**bits - 1
+    if x.ndim and not all(-x.ndim <= axis < x.ndim for axis in batch_axes):
+        raise ValueError(
+            f"dore_fa_gradient: got batch_axes={batch_axes!r} for x of shape {x.shape}, wanted axes that it has. "
+            "Use batch_axes=(0,)."
+        )
     kept = {axis % x.ndim for axis in batch_axes} if x.ndim else set()
 
     def rounded(g: jax.Array, key: jax.Array) -> jax.Array:

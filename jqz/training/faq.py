@@ -13,6 +13,7 @@ from jqz import observers
 from jqz._inference import observe
 from jqz._policy import Policy
 from jqz._sites import Sites, calibrate, merge
+from jqz._transform import dequantize
 
 
 def faq_sites(
@@ -36,7 +37,8 @@ def faq_sites(
       fn: a pure function of ``(variables, *args)``, such as a Linen ``model.apply``.
       policy: its rules select the weights, its ``inputs`` the schemes of the activations.
       variables: the pretrained parameters.
-      batches: arguments of ``fn`` after the variables: an array or a tuple each.
+      batches: arguments of ``fn`` after the variables, arrays: one or a tuple each. Bind a flag to the function:
+        ``functools.partial(model.apply, train=False)``.
       percent: of the values that a grid covers.
 
     Raises:
@@ -81,6 +83,7 @@ def faq_optimizer(
       weight_decay: added to the gradient of leaves of rank 2 and more; less than float training had.
 
     Raises:
+      TypeError: ``learning_rate`` is a schedule; the fall is built in.
       ValueError: ``steps`` is not positive or ``end`` not in (0, 1].
 
     >>> import jax.numpy as jnp, jqz.training
@@ -100,6 +103,12 @@ def faq_optimizer(
             "Use steps=1000, end=1e-3."
         )
 
+    if callable(learning_rate):
+        raise TypeError(
+            f"faq_optimizer: got learning_rate={learning_rate!r}, wanted a number: it falls by itself. "
+            "Use learning_rate=1e-3."
+        )
+
     def annealed(step: jax.typing.ArrayLike) -> jax.Array:
         return learning_rate * jnp.exp(jnp.asarray(step, jnp.float32) * (math.log(end) / steps))
 
@@ -114,14 +123,28 @@ def faq_optimizer(
 def cosine_similarity(params: typing.Any, others: typing.Any) -> jax.Array:
     """The cosine of the angle between two trees of weights, as vectors; 1 where fine-tuning has changed nothing.
 
+    QTensors count as what they decode to.
+
+    Raises:
+      ValueError: the trees have no weights, or not the same structure.
+
     >>> import jax.numpy as jnp, jqz.training
     >>> cosine = jqz.training.cosine_similarity({"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([4.0, 3.0])})
     >>> round(float(cosine), 2)
     0.96
     """
 
-    def dot(a: typing.Any, b: typing.Any) -> jax.Array:
-        products = jax.tree.map(lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b)
-        return jnp.stack(jax.tree.leaves(products)).sum()
+    (ours, one), (theirs, other) = (jax.tree.flatten(dequantize(tree)) for tree in (params, others))
+    if not ours or one != other:
+        raise ValueError(
+            f"cosine_similarity: got trees of {len(ours)} and {len(theirs)} leaves, wanted weights in one structure. "
+            "Use the parameters before and after."
+        )
 
-    return dot(params, others) / jnp.sqrt(dot(params, params) * dot(others, others))
+    def dot(a: list[typing.Any], b: list[typing.Any]) -> jax.Array:
+        return sum(
+            (jnp.sum(jnp.asarray(x, jnp.float32) * jnp.asarray(y, jnp.float32)) for x, y in zip(a, b, strict=True)),
+            jnp.zeros(()),
+        )
+
+    return dot(ours, theirs) / jnp.sqrt(dot(ours, ours) * dot(theirs, theirs))

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from jqz import _qtensor
-from jqz._masks import choose, find, rank
-from jqz._policy import PolicyLike
+from jqz._masks import choose, find, rank, replaced
+from jqz._policy import Decision, PolicyLike
 from jqz._scheme import Scheme, narrow
+from jqz._transform import at
 
 
 class Partition(abc.ABC):
@@ -102,6 +104,11 @@ def inq_portions(bits: int, every: int, start: int = 0) -> dict[int, float]:
     >>> inq_portions(4, every=1000)
     {0: 0.3, 1000: 0.5, 2000: 0.8, 3000: 0.9, 4000: 0.95, 5000: 1.0}
     """
+    if bits != int(bits) or bits < 1 or every < 1 or start < 0:
+        raise ValueError(
+            f"inq_portions: got bits={bits!r}, every={every!r}, start={start!r}, wanted bits and steps above 0, and a "
+            "start from 0. Use inq_portions(4, every=1000)."
+        )
     # checked with the sources named: the authors' and NNabla's lists; those of 4 bits and less come second hand
     table = {
         4: (0.3, 0.5, 0.8, 0.9, 0.95, 1.0),
@@ -170,7 +177,7 @@ def inq(
 
     def init(params: optax.Params) -> INQState:
         chosen = choose("inq", policy, params)
-        grids = chosen.named(typing.cast(Scheme, d.scheme).calibrate(jnp.asarray(d.leaf)) for d in chosen)
+        grids = chosen.named(_grid(d) for d in chosen)
         frozen = chosen.named(jnp.zeros(d.leaf.shape, bool) for d in chosen)
         return INQState(jnp.zeros([], jnp.int32), grids, frozen, inner.init(params))
 
@@ -206,8 +213,7 @@ def inq(
         landed = []
         for d, u, grid, held in zip(chosen, chosen.of(moved), grids, frozen, strict=True):
             w = jnp.asarray(d.leaf)
-            way = _level(w, typing.cast(Scheme, d.scheme), grid) - w
-            landed.append(jnp.where(held, way.astype(u.dtype), u))
+            landed.append(replaced(u, _level(w, typing.cast(Scheme, d.scheme), grid) - w, held))
         step = jnp.asarray(optax.safe_increment(state.step))
         state = INQState(step, chosen.named(grids), chosen.named(frozen), inner_state)
         return chosen.tree(landed, moved), state
@@ -219,6 +225,7 @@ def inq_finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike
     """The parameters that ``inq`` trained as QTensors on its grids: the same numbers, in as many bits as they need.
 
     Frozen weights keep their value exactly; those that are still free, if training stopped early, are rounded.
+    Outside jit that is looked at, and a policy that would move frozen weights is refused.
 
     Args:
       params: the trained parameters.
@@ -226,7 +233,7 @@ def inq_finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike
       policy: the policy that ``inq`` was given.
 
     Raises:
-      ValueError: the state holds no INQState, or several.
+      ValueError: the state holds no INQState, or several; the policy is not that of ``inq``.
 
     >>> import jax, jax.numpy as jnp, optax, jqz.training
     >>> scheme = jqz.Symmetric(bits=3)
@@ -238,12 +245,31 @@ def inq_finalize(params: optax.Params, state: optax.OptState, policy: PolicyLike
     ([3, 1, -2], [3.0, 1.0, -2.0])
     """
     chosen = choose("inq_finalize", policy, params)
-    grids = chosen.at("inq_finalize", find("inq_finalize", state, INQState).grids)
-    coded = [
-        _qtensor.encode(jnp.asarray(d.leaf), typing.cast(Scheme, d.scheme), grid)
-        for d, grid in zip(chosen, grids, strict=True)
-    ]
+    known = find("inq_finalize", state, INQState)
+    coded = []
+    for d, grid, held in zip(
+        chosen, chosen.at("inq_finalize", known.grids), chosen.at("inq_finalize", known.frozen), strict=True
+    ):
+        w = jnp.asarray(d.leaf)
+        with at("inq_finalize", d.path, w):
+            coded.append(_qtensor.encode(w, typing.cast(Scheme, d.scheme), grid))
+        off = jnp.max(jnp.where(held, jnp.abs(coded[-1].dequantize() - w), 0), initial=0)
+        # a level may be missed by a rounding error, until the next update: see inq
+        if not isinstance(off, Tracer) and off > jnp.max(jnp.abs(w), initial=0) / 64:
+            raise ValueError(
+                f"inq_finalize: {d.scheme!r} would move frozen weights of {d.path!r} by up to {float(off):.3g}, wanted "
+                "the scheme that froze them. Use the policy that inq was given, and parameters of the same step."
+            )
     return chosen.tree(coded, params)
+
+
+def _grid(d: Decision) -> typing.Any:
+    """The grid of the weights as they are, after a look at whether they can be rounded on it."""
+    w, scheme = jnp.asarray(d.leaf), typing.cast(Scheme, d.scheme)
+    with at("inq", d.path, w):
+        grid = scheme.calibrate(w)
+        jax.eval_shape(lambda w: _level(w, scheme, grid), w)
+    return grid
 
 
 def _level(w: jax.Array, scheme: Scheme, grid: typing.Any) -> jax.Array:
@@ -255,7 +281,7 @@ def _check(portions: Mapping[int, float]) -> tuple[float, ...]:
     if not isinstance(portions, Mapping):
         raise TypeError(f"inq: got portions={portions!r}, wanted {{step: share}}. Use inq_portions(bits, every=1000).")
     steps, shares = tuple(portions), tuple(portions.values())
-    rises = all(isinstance(s, int) for s in steps) and all(a < b for a, b in itertools.pairwise((-1, *steps)))
+    rises = all(hasattr(s, "__index__") for s in steps) and all(a < b for a, b in itertools.pairwise((-1, *steps)))
     if not rises or not all(a < b for a, b in itertools.pairwise((0, *shares))) or shares[-1:] != (1,):
         raise ValueError(
             f"inq: got portions={portions!r}, wanted rising steps from 0 and rising shares above 0, the last 1. "

@@ -3,15 +3,14 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jqz import _ste
-from jqz._policy import PolicyLike
+from jqz._policy import Policy, PolicyLike
 from jqz._ranges import Given, Range
-from jqz._scheme import Scheme, work_dtype
+from jqz._scheme import TINY, work_dtype
 from jqz._transform import Selected, map_selected, named_leaves
 from jqz.schemes import Symmetric
 
@@ -42,6 +41,16 @@ class Width:
 
         bits = _ste.on_the_way_back(kept, self.bits, self.bits)
         return _ste.straight_through(bits, jnp.clip(jnp.round(self.bits), self.least, self.most))
+
+    @property
+    def reach(self) -> jax.Array:
+        """The limit as the grid has it, which is positive; a gradient that leads further below zero is dropped."""
+
+        def kept(g: jax.Array, limit: jax.Array) -> jax.Array:
+            return jnp.where((limit <= TINY) & (g > 0), 0, g)
+
+        limit = _ste.on_the_way_back(kept, self.limit, self.limit)
+        return _ste.straight_through(limit, jnp.maximum(self.limit, TINY))
 
 
 #: Paths to widths.
@@ -126,17 +135,21 @@ def round_to_widths(params: typing.Any, widths: Widths) -> typing.Any:
 
     References: arXiv:1708.04788; arXiv:1905.11452; the gradient of a step is LSQ's, arXiv:1902.08153.
     """
-    missing = set(widths) - {path for path, _ in named_leaves(params)}
-    if missing:
-        raise ValueError(
-            f"round_to_widths: there are widths for {sorted(missing)}, which the tree lacks. "
-            "Use the tree that learn_widths was given, or one of its structure."
-        )
+    _check("round_to_widths", params, widths)
 
     def rounded(leaf: Selected) -> jax.Array:
         return _round(leaf.value, widths[leaf.path])
 
     return map_selected("round_to_widths", params, lambda path, leaf: _MARK if path in widths else None, rounded)
+
+
+def _check(who: str, params: typing.Any, widths: Widths) -> None:
+    missing = set(widths) - {path for path, _ in named_leaves(params)}
+    if missing:
+        raise ValueError(
+            f"{who}: there are widths for {sorted(missing)}, which the tree lacks. "
+            "Use the tree that learn_widths was given, or one of its structure."
+        )
 
 
 #: Marks what has a width in a policy.
@@ -145,7 +158,7 @@ _MARK = Symmetric(bits=8)
 
 def _round(x: jax.Array, width: Width) -> jax.Array:
     wide = jax.lax.stop_gradient(x).astype(work_dtype(x))
-    bits, limit = (jax.lax.stop_gradient(part).astype(wide.dtype) for part in (width.whole_bits, width.limit))
+    bits, limit = (jax.lax.stop_gradient(part).astype(wide.dtype) for part in (width.whole_bits, width.reach))
     scheme = Symmetric(bits.astype(jnp.int32), range=_between(limit))
     value = scheme.simulate(wide)
     inside = jnp.abs(wide) <= limit
@@ -156,7 +169,7 @@ def _round(x: jax.Array, width: Width) -> jax.Array:
         -off * math.log(2) * half / (half - 1),
         jnp.where(inside, off / limit, jnp.sign(wide)),
     )
-    parts = [jnp.broadcast_to(part.astype(wide.dtype), x.shape) for part in (width.whole_bits, width.limit)]
+    parts = [jnp.broadcast_to(part.astype(wide.dtype), x.shape) for part in (width.whole_bits, width.reach)]
     return _ste.with_partials(value.astype(x.dtype), (x, *parts), slopes)
 
 
@@ -170,6 +183,9 @@ def size_penalty(params: typing.Any, widths: Widths, budget_bytes: float) -> jax
     Its gradient reaches bits in proportion to the number of weights, and stops where the budget is kept. Weigh it
     so that it outweighs the loss: some 10 to 100 times the loss at its beginning.
 
+    Raises:
+      ValueError: a width has no leaf.
+
     >>> import jax.numpy as jnp, jqz
     >>> from jqz.training import learn_widths, size_penalty
     >>> params = {"kernel": jnp.ones((10, 8))}
@@ -178,16 +194,17 @@ def size_penalty(params: typing.Any, widths: Widths, budget_bytes: float) -> jax
 
     References: arXiv:1905.11452, equation 8.
     """
+    _check("size_penalty", params, widths)
     sizes = dict(named_leaves(params))
     total = sum((sizes[path].size * width.whole_bits / 8 for path, width in widths.items()), jnp.zeros(()))
     return jnp.maximum(total / budget_bytes - 1, 0) ** 2
 
 
-def widths_to_policy(widths: Widths) -> Callable[[str, typing.Any], Scheme | None]:
+def widths_to_policy(widths: Widths) -> PolicyLike:
     """The policy that learned widths amount to, for ``quantize``: a Symmetric of whole bits and known limits a leaf.
 
     Law: ``dequantize(quantize(params, widths_to_policy(widths))) == round_to_widths(params, widths)``. Widths must be
-    known numbers: call it outside jit.
+    known numbers: call it outside jit. ``quantize`` refuses a tree that lacks one of the paths.
 
     >>> import jax.numpy as jnp, jqz
     >>> from jqz.training import learn_widths, widths_to_policy
@@ -196,7 +213,7 @@ def widths_to_policy(widths: Widths) -> Callable[[str, typing.Any], Scheme | Non
     Symmetric(bits=6, range=Given(low=-1.0, high=1.0))
     """
     schemes = {
-        path: Symmetric(int(width.whole_bits), range=Given(-float(width.limit), float(width.limit)))
+        path: Symmetric(int(width.whole_bits), range=Given(-float(width.reach), float(width.reach)))
         for path, width in widths.items()
     }
-    return lambda path, leaf: schemes.get(path)
+    return schemes[""] if list(schemes) == [""] else Policy(schemes)  # one array has no path

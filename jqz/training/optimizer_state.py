@@ -1,5 +1,6 @@
 """Optimizer state in few bits: moments are QTensors between steps."""
 
+import dataclasses
 import itertools
 import typing
 
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from jqz import _qtensor
-from jqz._masks import Chosen, choose
+from jqz._learnable import Learnable
+from jqz._masks import Chosen
 from jqz._policy import Decision, PolicyLike, resolve
 from jqz._qtensor import QTensor
 from jqz._scheme import Grid, Identity, Scheme
-from jqz._transform import dequantize
+from jqz._transform import at, dequantize
 
 
 class QuantizedState(typing.NamedTuple):
@@ -54,7 +56,8 @@ def quantize_state(
     ===== ========================================= =====================================================
 
     An even grid for second moments, such as ``Asymmetric(8)``, diverges. Without a key the table's 8 bits train as well
-    as float does, but second moments stop growing early, which acts as a larger learning rate.
+    as float does, but second moments stop growing early, which acts as a larger learning rate. Moments of a learned
+    grid (``learnable``) stay float, beside those of its weight.
 
     Use it where the state is what fills the memory. Not for small models: the step takes longer.
 
@@ -95,14 +98,17 @@ def quantize_state(
             data = jax.random.key_data(ahead)
             # one draw for all leaves: a generator takes long to compile, and each leaf would have its own
             draws = jnp.split(jax.random.uniform(now, (sum(sizes),)), list(itertools.accumulate(sizes[:-1])))
-        coded = chosen.named(
-            _coded(d.leaf, typing.cast(Scheme, d.scheme), draw) for d, draw in zip(chosen, draws, strict=True)
-        )
-        return QuantizedState(chosen.tree((jnp.zeros(0, d.leaf.dtype) for d in chosen), state), coded, data)
+        coded = chosen.named(_coded(d, draw) for d, draw in zip(chosen, draws, strict=True))
+        empty = (_beside(d.leaf, jnp.zeros(0, d.leaf.dtype)) for d in chosen)
+        return QuantizedState(chosen.tree(empty, state), coded, data)
 
     def load(state: QuantizedState) -> typing.Any:
-        chosen = choose("quantize_state", lambda path, leaf: Identity() if path in state.coded else None, state.inner)
-        return chosen.tree(dequantize(chosen.at("quantize_state", state.coded)), state.inner)
+        decisions, treedef = resolve(
+            "quantize_state", lambda path, leaf: Identity() if path in state.coded else None, state.inner
+        )
+        chosen = Chosen(decisions, treedef)
+        values = dequantize(chosen.at("quantize_state", state.coded))
+        return chosen.tree((_beside(d.leaf, value) for d, value in zip(chosen, values, strict=True)), state.inner)
 
     def init(params: optax.Params) -> typing.Any:
         return store(inner.init(params), None if key is None else jax.random.key_data(key))
@@ -120,8 +126,15 @@ def _pays(d: Decision, smallest: int) -> bool:
     return d.scheme is not None and d.leaf.size >= smallest and jnp.issubdtype(d.leaf.dtype, jnp.floating)
 
 
-def _coded(x: jax.Array, scheme: Scheme, draw: jax.Array | None) -> QTensor:
-    grid = scheme.calibrate(x)
+def _beside(leaf: typing.Any, value: jax.Array) -> typing.Any:
+    """A value in the place of a leaf; what a state holds of a learned grid stays beside it, in float."""
+    return dataclasses.replace(leaf, value=value) if isinstance(leaf, Learnable) else value
+
+
+def _coded(d: Decision, draw: jax.Array | None) -> QTensor:
+    x, scheme = d.leaf.value if isinstance(d.leaf, Learnable) else d.leaf, typing.cast(Scheme, d.scheme)
+    with at("quantize_state", d.path, x):
+        grid = scheme.calibrate(x)
     if draw is None:
         return _qtensor.encode(x, scheme, grid)
     payload, length = _qtensor.pack(_stochastic(x, scheme, grid, draw.reshape(x.shape)), scheme)

@@ -21,7 +21,7 @@ class Oscillation(typing.NamedTuple):
     """What is known of the levels of a leaf; arrays in its shape.
 
     Attributes:
-      level: the integer level, that where it is held for frozen weights.
+      level: the integer level, counted from that of zero; that where it is held for frozen weights.
       average: its moving average.
       direction: the sign of its last change, 0 before the first.
       frequency: the moving average of reversals: a step at which it changed in the other direction counts 1.
@@ -43,7 +43,7 @@ class FreezeOscillationsState(typing.NamedTuple):
 
 
 class _Levels(typing.NamedTuple):
-    """The integer levels that values are rounded to, and a way back."""
+    """The integer levels that values are rounded to, counted from that of zero, and a way back."""
 
     level: jax.Array
     decode: Callable[[jax.Array], jax.Array]
@@ -58,13 +58,10 @@ def _levels(scheme: Scheme, path: str, x: jax.Array, grid: typing.Any) -> _Level
             "Use Symmetric(bits=4), or map this path to None."
         )
 
-    def decode(level: jax.Array) -> jax.Array:
-        scale = scheme.granularity.expand(affine.scale, x.shape)
-        if affine.zero_point is not None:
-            level = level - scheme.granularity.expand(affine.zero_point, x.shape).astype(level.dtype)
-        return level * scale
-
-    return _Levels(affine.levels(scheme.encode(x, grid)).astype(work_dtype(x)), decode)
+    level = affine.levels(scheme.encode(x, grid)).astype(work_dtype(x))
+    if affine.zero_point is not None:  # it may move from step to step, which moves no weight
+        level = level - scheme.granularity.expand(affine.zero_point, x.shape).astype(level.dtype)
+    return _Levels(level, lambda level: level * scheme.granularity.expand(affine.scale, x.shape))
 
 
 def freeze_oscillations(
@@ -123,7 +120,13 @@ def freeze_oscillations(
         limit = threshold(state.steps) if callable(threshold) else threshold
 
         decisions, treedef = resolve("freeze_oscillations", policy, params)
-        rows = zip(decisions, treedef.flatten_up_to(updates), treedef.flatten_up_to(state.leaves), strict=True)
+        try:
+            rows = zip(decisions, treedef.flatten_up_to(updates), treedef.flatten_up_to(state.leaves), strict=True)
+        except ValueError as error:
+            raise ValueError(
+                f"freeze_oscillations: updates or state have another structure than params: {error} "
+                "Use the parameters that init was given, and gradients of them."
+            ) from error
         moved, seen = [], []
         for decision, change, before in rows:
             if isinstance(before, Oscillation):

@@ -35,10 +35,11 @@ def progressive(stages: Mapping[int, PolicyLike | None]) -> Callable[..., typing
     >>> [[round(x, 2) for x in rounded(w, step).tolist()] for step in (99, 100, 200)]
     [[0.9, 0.42, -3.0], [1.0, 0.0, -3.0], [0.0, 0.0, -3.0]]
     """
-    index = stepwise({step: i for i, step in enumerate(stages)})
+    index = _stepwise("progressive", {step: i for i, step in enumerate(stages)})
 
     def stage(policy: PolicyLike | None) -> Callable[[typing.Any], typing.Any]:
-        return lambda params: params if policy is None else fake_quantize(params, policy)
+        # weights without grids, those of learnable too, as all stages give
+        return lambda params: fake_quantize(params, (lambda path, leaf: None) if policy is None else policy)
 
     branches = [stage(policy) for policy in stages.values()]
 
@@ -55,6 +56,7 @@ def stepwise(values: Mapping[int, int]) -> Callable[[jax.typing.ArrayLike], jax.
       values: ``{step: value}``, steps rising from 0.
 
     Raises:
+      TypeError: steps or values are no integers.
       ValueError: the steps do not rise from 0.
 
     >>> import jax.numpy as jnp, jqz.training
@@ -64,9 +66,15 @@ def stepwise(values: Mapping[int, int]) -> Callable[[jax.typing.ArrayLike], jax.
     >>> jqz.fake_quantize(jnp.array([0.4, -1.0]), jqz.Symmetric(bits=bits(200))).tolist()
     [0.0, -1.0]
     """
+    return _stepwise("stepwise", values)
+
+
+def _stepwise(who: str, values: Mapping[int, int]) -> Callable[[jax.typing.ArrayLike], jax.Array]:
     steps = list(values)
+    if not all(hasattr(number, "__index__") for number in (*steps, *values.values())):
+        raise TypeError(f"{who}: got {dict(values)}, wanted steps and values that are integers. Use {{0: 8, 1000: 4}}.")
     if not steps or steps[0] != 0 or not all(a < b for a, b in itertools.pairwise(steps)):
-        raise ValueError(f"stepwise: got steps {steps}, wanted some that rise from 0. Use {{0: 8, 1000: 4}}.")
+        raise ValueError(f"{who}: got steps {steps}, wanted some that rise from 0. Use {{0: 8, 1000: 4}}.")
     begins, of = np.array(steps, np.int32), np.array(list(values.values()), np.int32)
 
     def at(step: jax.typing.ArrayLike) -> jax.Array:

@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
-from jqz._masks import choose, find, rank
+from jqz._masks import choose, find, rank, replaced
 from jqz._policy import PolicyLike
 from jqz._scheme import Identity
+from jqz._transform import at
 
 Step = jax.typing.ArrayLike
 
@@ -215,11 +218,13 @@ def prune(
       policy: as for ``quantize``; leaves that it gives a scheme are pruned. ``Identity()`` selects as well as any. For
         leaves of different sparsity chain several ``prune``.
       sparsity: the share of zeros at a step, of ``OneShot``, ``Polynomial``, ``Logarithmic``, or any optax schedule.
-      every: updates from one choice to the next.
+      every: updates from one choice to the next; a share that begins in between waits for the next one.
       threshold: ``LeafThreshold()``, ``GlobalThreshold()``, or ``GroupThreshold(size, axis)`` for N:M.
 
     Raises:
-      ValueError: ``every`` is not positive, update got no params, or a shape does not fit a GroupThreshold.
+      TypeError: ``sparsity`` is no function.
+      ValueError: ``every`` is not positive, a share is outside [0, 1] at the first step or in the end, update got no
+        params, or a shape does not fit a GroupThreshold.
 
     >>> import jax, jax.numpy as jnp, optax, jqz.training
     >>> half = jqz.training.prune(jqz.Identity(), jqz.training.OneShot(0.5))
@@ -233,9 +238,22 @@ def prune(
     """
     if not isinstance(every, int) or every < 1:
         raise ValueError(f"prune: got every={every!r}, wanted a positive number of updates. Use every=100.")
+    if not callable(sparsity):
+        raise TypeError(f"prune: got sparsity={sparsity!r}, wanted a schedule. Use OneShot(0.5).")
+    for step in (0, 2**30):
+        share = sparsity(jnp.asarray(step, jnp.int32))
+        if not isinstance(share, Tracer) and not 0 <= np.asarray(share) <= 1:
+            raise ValueError(
+                f"prune: sparsity is {share} at step {step}, wanted a share of zeros from 0 to 1. Use 0.75 for 75 %."
+            )
 
     def init(params: optax.Params) -> PruneState:
         chosen = choose("prune", policy, params)
+        for d in chosen:
+            with at("prune", d.path, d.leaf):  # whether the threshold takes its shape
+                jax.eval_shape(
+                    lambda w: threshold.keep([w], jnp.zeros(())), jax.ShapeDtypeStruct(d.leaf.shape, jnp.float32)
+                )
         return PruneState(jnp.zeros([], jnp.int32), chosen.named(jnp.ones(d.leaf.shape, bool) for d in chosen))
 
     def update(
@@ -249,10 +267,7 @@ def prune(
             return threshold.keep(scores, jnp.asarray(sparsity(state.step), jnp.float32))
 
         kept = jax.lax.cond(state.step % every == 0, again, lambda kept: kept, chosen.at("prune", state.kept))
-        zeroed = [
-            jnp.where(alive, u, -w.astype(u.dtype))
-            for u, w, alive in zip(chosen.of(updates), weights, kept, strict=True)
-        ]
+        zeroed = [replaced(u, -w, ~alive) for u, w, alive in zip(chosen.of(updates), weights, kept, strict=True)]
         step = jnp.asarray(optax.safe_increment(state.step))
         return chosen.tree(zeroed, updates), PruneState(step, chosen.named(kept))
 

@@ -5,6 +5,8 @@ import typing
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jqz._granularity import Granularity, PerGroup
 from jqz._policy import PolicyLike
@@ -45,7 +47,7 @@ def quant_noise(
 
     References: arXiv:2004.07320.
     """
-    if isinstance(rate, int | float) and not 0 <= rate <= 1:
+    if not isinstance(rate, Tracer) and not (np.ndim(rate) == 0 and 0 <= np.asarray(rate) <= 1):
         raise ValueError(f"quant_noise: got rate={rate!r}, wanted a probability from 0 to 1. Use rate=0.5.")
     index = itertools.count()
 

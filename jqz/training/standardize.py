@@ -17,7 +17,8 @@ def standardize_weights(params: typing.Any, policy: PolicyLike, epsilon: float =
     and to ``quantize`` in the end. It takes scale and mean out of a layer: use it before batch norm, from the start.
     APoT pairs it with ``AdditivePowerOfTwo(bits, range=Given(-3.0, 3.0), gradient=RCF())`` and ``learnable``.
 
-    Args and errors are those of ``quantize``; mean and deviation are of what the scheme's granularity puts together.
+    Grids of ``learnable`` stay beside their weights. Args and errors are those of ``quantize``; mean and deviation are
+    of what the scheme's granularity puts together.
 
     >>> import jax.numpy as jnp, jqz
     >>> from jqz.training import standardize_weights
@@ -40,6 +41,6 @@ def standardize_weights(params: typing.Any, policy: PolicyLike, epsilon: float =
         mean, deviation = (
             leaf.scheme.granularity.expand(part, x.shape) for part in leaf.scheme.granularity.reduce(moments, x)
         )
-        return ((x - mean) / (deviation + epsilon)).astype(leaf.value.dtype)
+        return leaf.moved(((x - mean) / (deviation + epsilon)).astype(leaf.value.dtype))
 
     return map_selected("standardize_weights", params, policy, standardize)

@@ -60,6 +60,7 @@ def test_lazy_and_jax_arrays_are_written(path):
     [
         ({"\ud800": np.ones(1)}, r"'\\ud800' is no text that a file can hold"),
         ({"a": {"b": np.ones(1)}, "a/b": np.ones(1)}, "two leaves are named 'a/b'"),
+        ({"a": np.ones(1), "a/b": np.ones(1)}, "the name 'a/b' is the beginning of another"),
     ],
 )
 def test_names_that_would_be_lost(tree, why, path):

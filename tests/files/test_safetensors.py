@@ -83,6 +83,7 @@ def test_a_broken_promise_is_told(path):
         ({"w": "text"}, "'w' has dtype <U4"),
         ({"w": np.ones(2, ml_dtypes.int4)}, "'w' has dtype int4"),
         ({"a": {"b": np.ones(1)}, "a/b": np.ones(1)}, "two leaves are named 'a/b'"),
+        ({"a": np.ones(1), "a/b": np.ones(1)}, "the name 'a/b' is the beginning of another"),
         ({f"{i}" * 2**20: np.ones(1) for i in range(9)}, "the header has [0-9]+ bytes"),
     ],
 )

@@ -112,3 +112,23 @@ def test_training_beats_rounding_after_folding():
     carry = params, stats, optimizer.init(params)
     trained, moved, _ = jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(200))[0])(carry)
     assert float(loss(trained, moved, True)[0]) < 0.5 * float(loss(params, stats, True)[0])
+
+
+@pytest.mark.parametrize(
+    ("kernels", "norms"), [("bfloat16", "float32"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")]
+)
+@pytest.mark.parametrize("frozen", [False, True, jnp.array(False), jnp.array(True)])
+def test_mixed_precision_keeps_its_dtypes(kernels, norms, frozen):
+    def product(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    x, kernel = jnp.asarray(X, kernels), jnp.asarray(KERNEL, kernels)
+    norm = jax.tree.map(lambda part: jnp.asarray(part, norms), NORM)
+    y, moved = folded_batch_norm(product, x, kernel, norm, SCHEME, frozen)
+    exact, same = folded_batch_norm(product, jnp.asarray(X), jnp.asarray(KERNEL), NORM, SCHEME, frozen)
+    assert y.dtype == kernels
+    assert [part.dtype for part in moved] == [norms] * 4
+    assert jnp.linalg.norm(y.astype(jnp.float32) - exact) < 0.1 * jnp.linalg.norm(exact)
+    np.testing.assert_allclose(moved.var.astype(jnp.float32), same.var, rtol=0.02)
+    folded, bias = fold_batch_norm(kernel, norm)
+    assert (folded.dtype, bias.dtype) == (kernels, norms)

@@ -89,3 +89,12 @@ def test_training_weights_beats_rounding():
 
     params, _ = teacher.train(loss, params)
     assert float(jax.jit(loss)(params, 0)) < 0.5 * teacher.rounded_error(policy)
+
+
+def test_a_shift_that_diverges_shows():
+    pair = deep_shift_split(jnp.array([0.5, -0.25]), SCHEME)
+    for broken in (
+        ShiftAndSign(jnp.array([jnp.nan, -1.0]), pair.sign, SCHEME),
+        ShiftAndSign(pair.shift, jnp.array([jnp.nan, 1.0]), SCHEME),
+    ):
+        assert jnp.isnan(deep_shift_join(broken)).tolist() == [True, False]

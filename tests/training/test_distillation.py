@@ -70,3 +70,12 @@ def test_a_network_teaches_its_rounded_copy_without_labels():
         return float((teacher.model(jqz.fake_quantize(params, policy), x).argmax(1) == y.argmax(1)).mean())
 
     assert agreement(trained) > agreement(params) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"), [(LABELS[:, None], ValueError), (LABELS[:3], ValueError), (LABELS * 1.0, TypeError)]
+)
+def test_labels_are_one_integer_an_example(labels, error):
+    logits = jnp.zeros((5, 7))
+    with pytest.raises(error, match="apprentice_loss: got labels of"):
+        apprentice_loss(logits, logits, jnp.asarray(labels))

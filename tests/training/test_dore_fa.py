@@ -117,3 +117,23 @@ def test_training_beats_rounding():
     variables, _ = teacher.train(loss, (params, scales))
     rounded = teacher.rounded_error({"**/kernel": jqz.Symmetric(bits=2, granularity=jqz.PerAxis(-1))})
     assert float(jax.jit(loss)(variables, 0)) < 0.5 * rounded
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_learned_grids_stay_beside_squashed_weights(bits):
+    binary = jqz.Binary()
+    scheme = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ()) if bits > 1 else binary
+    params = jqz.learnable({"w": jnp.asarray(W)}, scheme)
+    squashed = dore_fa_squash(params, scheme)
+    if bits == 1:  # learns no grid
+        assert isinstance(squashed["w"], jax.Array)
+        return
+    assert squashed["w"].grid is params["w"].grid
+    grads = jax.grad(lambda p: (jqz.fake_quantize(dore_fa_squash(p, scheme), scheme)["w"] * G).sum())(params)
+    assert grads["w"].grid.scale != 0
+    assert jnp.any(grads["w"].value != 0)
+
+
+def test_axes_of_a_batch_are_axes_of_x():
+    with pytest.raises(ValueError, match=r"batch_axes=\(5,\) for x of shape \(6, 5\), wanted axes that it has"):
+        dore_fa_gradient(jnp.asarray(W), jax.random.key(0), 2, batch_axes=(5,))

@@ -68,3 +68,19 @@ def test_refuses():
         training.faq_sites(lambda p, x: x @ p, policy, jnp.ones((2, 2)), [])
     with pytest.raises(ValueError, match="faq_optimizer: got steps=0"):
         training.faq_optimizer(0.1, 0)
+
+
+def test_a_learning_rate_that_falls_by_itself_is_refused():
+    with pytest.raises(TypeError, match=r"faq_optimizer: got learning_rate=.*, wanted a number: it falls by itself"):
+        training.faq_optimizer(optax.constant_schedule(0.1), 10)
+
+
+def test_the_angle_to_a_rounded_tree():
+    x = jax.random.normal(jax.random.key(0), (8, 8))
+    q = jqz.quantize({"w": x, "b": 0.5}, jqz.Policy({"w": jqz.Symmetric(bits=3)}))
+    a, b = (np.append(np.asarray(w, np.float64), 0.5) for w in (x, q["w"].dequantize()))
+    expected = a @ b / np.sqrt(a @ a * (b @ b))
+    np.testing.assert_allclose(training.cosine_similarity({"w": x, "b": 0.5}, q), expected, rtol=1e-5)
+    for other in ({}, {"v": x}):
+        with pytest.raises(ValueError, match="cosine_similarity: got trees of"):
+            training.cosine_similarity(other, {"w": x} if other else {})

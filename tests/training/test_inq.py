@@ -73,7 +73,8 @@ def test_golden_values():
     w = jnp.asarray(golden["x"], jnp.float32)
     optimizer = training.inq(optax.sgd(1.0), powers(4), {0: 1.0})
     updates, state = jax.jit(optimizer.update)(w, optimizer.init(w), w)
-    assert optax.apply_updates(w, updates).tolist() == golden["y"]
+    w = optax.apply_updates(w, updates)
+    assert jnp.asarray(w).tolist() == golden["y"]
     assert jqz.dequantize(training.inq_finalize(w, state, powers(4))).tolist() == golden["y"]
 
 
@@ -218,3 +219,38 @@ def test_errors_name_the_place():
     learns = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ())
     with pytest.raises(TypeError, match="inq: 'kernel' learns its grid"):
         training.inq(optax.sgd(1.0), learns, {0: 1.0}).init(jqz.learnable(w, learns))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_levels_are_exact_behind_narrow_gradients(dtype):
+    optimizer = training.inq(optax.sgd(0.1), jqz.Symmetric(3), {0: 1.0})
+    w = jnp.array([3.0, 0.9, -2.2])
+    updates, _ = jax.jit(optimizer.update)(jnp.ones(3, dtype), optimizer.init(w), w)
+    assert optax.apply_updates(w, updates).tolist() == [3.0, 1.0, -2.0]
+
+
+def test_another_policy_would_move_what_is_frozen():
+    optimizer, w = training.inq(optax.sgd(0.1), jqz.Symmetric(4), {0: 1.0}), {"a": jnp.array([[7.0, 1.0, -4.0]])}
+    updates, state = optimizer.update(w, optimizer.init(w), w)
+    w = optax.apply_updates(w, updates)
+    assert training.inq_finalize(w, state, jqz.Symmetric(4))["a"].codes.tolist() == [[7, 1, -4]]
+    with pytest.raises(
+        ValueError, match=r"inq_finalize: Symmetric\(bits=3\) would move frozen weights of 'a' by up to 4"
+    ):
+        training.inq_finalize(w, state, jqz.Symmetric(3))
+
+
+def test_what_cannot_be_rounded_is_named_at_once():
+    for scheme, why in [
+        (jqz.Symmetric(4, jqz.PerAxis(2)), "PerAxis"),
+        (jqz.Symmetric(4, rounding=jqz.rounding.Stochastic()), "Stochastic: got no key"),
+    ]:
+        with pytest.raises(ValueError, match=rf"inq: 'a' has shape \(4, 4\); {why}"):
+            training.inq(optax.sgd(0.1), scheme, {0: 1.0}).init({"a": jnp.ones((4, 4))})
+
+
+def test_portions_are_of_integers():
+    training.inq(optax.sgd(0.1), powers(4), {np.int64(0): 0.5, np.int64(10): 1.0})
+    for arguments in [(4, 0), (0, 10), (4, 10, -1), (2.5, 10)]:
+        with pytest.raises(ValueError, match="inq_portions: got bits="):
+            training.inq_portions(*arguments)

@@ -105,3 +105,41 @@ def test_training_keeps_the_budget_and_beats_rounding():
     assert stored <= budget
     rounded = teacher.rounded_error({"**/kernel": jqz.Symmetric(bits=3, range=jqz.ranges.MeanMagnitude())})
     assert teacher.rounded_error(policy, trained) < 0.5 * rounded
+
+
+def test_a_limit_stays_positive_and_comes_back():
+    """Adam overshoots where limits are small: what is used is positive, and a gradient leads back."""
+    params = {"k": 0.02 * jax.random.normal(jax.random.key(1), (64, 64))}
+    widths = learn_widths(params, jqz.Symmetric(8))
+    optimizer = optax.adam(1e-2)
+    state = optimizer.init(widths)
+
+    def loss(widths):
+        return ((round_to_widths(params, widths)["k"] - 0.1 * params["k"]) ** 2).sum()
+
+    @jax.jit
+    def step(widths, state):
+        updates, state = optimizer.update(jax.grad(loss)(widths), state, widths)
+        return optax.apply_updates(widths, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):  # for optax.adam
+        for _ in range(60):
+            widths, state = step(widths, state)
+    assert abs(widths["k"].limit) < 0.1
+    policy = widths_to_policy(widths)
+    np.testing.assert_array_equal(jqz.fake_quantize(params, policy)["k"], round_to_widths(params, widths)["k"])
+    below = {"k": Width(jnp.array(4.0), jnp.array(-0.1))}
+    slope = jax.grad(lambda w: -round_to_widths(jax.tree.map(jnp.abs, params), w)["k"].sum())(below)["k"]
+    assert slope.limit < 0  # which leads up
+    assert jax.grad(lambda w: round_to_widths(jax.tree.map(jnp.abs, params), w)["k"].sum())(below)["k"].limit == 0
+
+
+def test_widths_of_another_tree_are_refused():
+    params = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}
+    widths = learn_widths(params, jqz.Symmetric(4))
+    with pytest.raises(ValueError, match="rule 'a' matches none"):
+        jqz.quantize({"params": params}, widths_to_policy(widths))
+    with pytest.raises(ValueError, match=r"size_penalty: there are widths for .'b'., which the tree lacks"):
+        size_penalty({"a": params["a"]}, widths, 10.0)
+    one = jnp.array([1.0, -0.4])
+    assert jqz.quantize(one, widths_to_policy(learn_widths(one, jqz.Symmetric(4)))).scheme.bits == 4

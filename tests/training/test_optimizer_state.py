@@ -130,3 +130,30 @@ def test_adam_trains_as_in_float():
     assert eight < 1.15 * exact
     assert four < 3 * exact
     assert jqz.size_bytes(state) < 0.27 * jqz.size_bytes(optax.adam(3e-3).init(teacher()))
+
+
+@pytest.mark.parametrize("key", [None, 0])
+def test_moments_of_learned_grids_stay_float(key):
+    scheme = jqz.Symmetric(4, gradient=jqz.gradients.LSQ())
+    params = jqz.learnable({"w": jax.random.normal(jax.random.key(1), (64, 64))}, scheme)
+    adam = optax.adam(1e-2)
+    few = training.quantize_state(adam, EIGHT, key=None if key is None else jax.random.key(key))
+    state, exact = few.init(params), adam.init(params)
+    assert jqz.size_bytes(state) < 0.3 * jqz.size_bytes(exact)
+    loss = jax.grad(lambda p: (jqz.fake_quantize(p, scheme)["w"] ** 2).sum())
+    ours = theirs = params
+    with jax.numpy_dtype_promotion("standard"):  # for optax.adam
+        for _ in range(3):
+            updates, state = jax.jit(few.update)(loss(ours), state, ours)
+            ours = optax.apply_updates(ours, updates)
+            updates, exact = adam.update(loss(theirs), exact, theirs)
+            theirs = optax.apply_updates(theirs, updates)
+    np.testing.assert_allclose(ours["w"].grid.scale, theirs["w"].grid.scale, rtol=1e-2)
+    np.testing.assert_allclose(ours["w"].value, theirs["w"].value, atol=1e-2)
+    assert state.inner[0].mu["w"].grid.scale != 0
+
+
+def test_a_scheme_that_does_not_fit_is_named():
+    policy = {"**/mu/**": jqz.Symmetric(8, jqz.PerAxis(2))}
+    with pytest.raises(ValueError, match=r"quantize_state: '0/mu/w' has shape \(64, 64\); PerAxis"):
+        training.quantize_state(optax.adam(1e-2), policy).init({"w": jnp.ones((64, 64))})

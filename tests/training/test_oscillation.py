@@ -128,3 +128,23 @@ def test_training_with_freezing_beats_rounding_and_stops_reversals():
     assert frozen < 1.2 * free
     shares = [float((one["a"]["kernel"].frequency > 0.05).mean()) for one in (state, counted)]
     assert shares[0] < 0.5 * shares[1]
+
+
+def test_a_zero_point_that_moves_moves_no_weight():
+    """Levels count from that of zero: a weight that stands still has not changed, a frozen one stays where it is."""
+    hold = freeze_oscillations(jqz.Asymmetric(3), threshold=0.025)
+    w = jnp.array([-1.2, 0.3, 0.7, 0.0, 2.5])
+    state, seen = hold.init(w), []
+    for i in range(8):
+        updates, state = hold.update(jnp.array([(-0.2, 0.2)[i % 2], 0, 0, 0, 0]), state, w)
+        w = optax.apply_updates(w, updates)
+        seen.append(w)
+    assert not state.leaves.frozen[1:4].any()
+    np.testing.assert_array_equal(seen[-1][1:4], np.float32([0.3, 0.7, 0.0]))
+
+
+def test_a_state_of_other_parameters_is_refused():
+    hold = freeze_oscillations(GIVEN, threshold=0.5)
+    state, x = hold.init({"a": jnp.ones((2, 2))}), {"b": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match="freeze_oscillations: updates or state have another structure than params"):
+        hold.update(x, state, x)

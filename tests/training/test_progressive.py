@@ -73,3 +73,19 @@ def test_refuses(steps):
         training.stepwise(dict.fromkeys(steps, 8))
     with pytest.raises(ValueError, match="got steps"):
         training.progressive(dict.fromkeys(steps))
+
+
+def test_stages_take_weights_with_learned_grids():
+    scheme = jqz.Symmetric(bits=3, gradient=jqz.gradients.LSQ())
+    params = jqz.learnable({"w": jnp.array([[0.9, 0.42, -3.0]]), "b": jnp.ones(2)}, scheme)
+    rounded = training.progressive({0: None, 10: scheme})
+    assert rounded(params, 0)["w"].tolist() == params["w"].value.tolist()
+    assert rounded(params, 10)["w"].tolist() == jqz.fake_quantize(params, scheme)["w"].tolist()
+
+
+@pytest.mark.parametrize("values", [{0: 0.1, 100: 0.01}, {0: 8, 10.5: 4}])
+def test_schedules_are_of_integers(values):
+    with pytest.raises(TypeError, match=r"stepwise: got .* wanted steps and values that are integers"):
+        training.stepwise(values)
+    with pytest.raises(ValueError, match="progressive: got steps"):
+        training.progressive({5: None})

@@ -206,3 +206,30 @@ def test_groups_must_fit():
     prune = training.prune(jqz.Identity(), training.OneShot(0.5), threshold=training.GroupThreshold(4))
     with pytest.raises(ValueError, match=r"GroupThreshold\(size=4, axis=-2\) got weights of shape \(6, 2\)"):
         prune.update(w, prune.init(w), w)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_zeros_are_exact_behind_narrow_gradients(dtype):
+    optimizer = optax.chain(optax.sgd(0.1), training.prune(jqz.Identity(), training.OneShot(0.5)))
+    w = jnp.array([0.3, -2.0, 0.1, 1.0])
+    updates, _ = jax.jit(optimizer.update)(jnp.ones(4, dtype), optimizer.init(w), w)
+    moved = optax.apply_updates(w, updates)
+    assert moved.dtype == jnp.float32
+    assert moved[jnp.array([0, 2])].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("sparsity", [optax.constant_schedule(75.0), optax.linear_schedule(0.0, 2.0, 100)])
+def test_shares_are_no_percentages(sparsity):
+    with pytest.raises(ValueError, match="wanted a share of zeros from 0 to 1"):
+        training.prune(jqz.Identity(), sparsity)
+
+
+def test_a_share_is_no_schedule():
+    with pytest.raises(TypeError, match=r"prune: got sparsity=0.5, wanted a schedule. Use OneShot"):
+        training.prune(jqz.Identity(), 0.5)
+
+
+def test_a_shape_that_does_not_fit_is_named():
+    optimizer = training.prune(jqz.Identity(), training.OneShot(0.5), threshold=training.GroupThreshold(4))
+    with pytest.raises(ValueError, match=r"prune: 'dense/kernel' has shape \(6, 5\); GroupThreshold"):
+        optimizer.init({"dense": {"kernel": jnp.ones((6, 5))}})

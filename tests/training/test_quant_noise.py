@@ -65,3 +65,9 @@ def test_training_beats_rounding():
 
     trained, _ = teacher.train(loss, params)
     assert teacher.rounded_error(policy, trained) < 0.6 * teacher.rounded_error(policy)
+
+
+@pytest.mark.parametrize("rate", [1.5, np.float32(1.5), jnp.array(-0.5), np.array([0.5, 0.5])])
+def test_a_rate_is_a_probability(rate):
+    with pytest.raises(ValueError, match=r"quant_noise: got rate=.* wanted a probability"):
+        quant_noise(W, SCHEME, jax.random.key(0), rate=rate)

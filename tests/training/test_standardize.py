@@ -57,3 +57,19 @@ def test_training_apot_beats_rounding():
     start = (params, scales, clips)
     moved, _ = teacher.train(loss, start)
     assert float(jax.jit(loss)(moved, 0)) < 0.4 * float(jax.jit(loss)(start, 0))
+
+
+def test_learned_clips_stay_beside_their_weights():
+    scheme = jqz.AdditivePowerOfTwo(bits=4, range=jqz.ranges.Given(-1.0, 1.0), gradient=jqz.gradients.RCF())
+    params = jqz.learnable({"w": jnp.asarray(RNG.standard_normal((8, 8)), jnp.float32), "b": jnp.ones(3)}, scheme)
+
+    def loss(params):
+        return (jqz.fake_quantize(standardize_weights(params, scheme), scheme)["w"] ** 2).sum()
+
+    def written_out(clip):
+        x = (params["w"].value - params["w"].value.mean()) / params["w"].value.std()
+        return (scheme.simulate(x, clip) ** 2).sum()
+
+    clip = jax.grad(written_out)(params["w"].grid)
+    assert clip.scale != 0
+    np.testing.assert_allclose(jax.grad(loss)(params)["w"].grid.scale, clip.scale, rtol=1e-4)
