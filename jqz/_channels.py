@@ -6,7 +6,7 @@ layer was written: x - mean, times or divided by what the root of a variance wen
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jqz._evaluate import walk_through
 from jqz._learnable import is_whole
 from jqz._paths import name as path_name
 from jqz._qtensor import is_qtensor
+from jqz._scheme import work_dtype
 from jqz._steps import joined
 from jqz._transform import named_leaves
 from jqz._values import Pending, Value, Weight, decode
@@ -53,6 +54,7 @@ class Channels(Pending):
     def given(self, changed: Leaves) -> jax.Array:
         """The array, with other values for some of the parameters."""
         wide = tuple(n if axis == self.axis else 1 for axis, n in enumerate(self.size))
+        changed = {path: leaf.astype(self.leaves[path].dtype) for path, leaf in changed.items() if path in self.leaves}
         vector = self.express({**self.leaves, **changed}).astype(self.dtype)
         return jnp.broadcast_to(vector.reshape(wide), self.size)
 
@@ -200,7 +202,7 @@ def _convert(eqn: Equation, x: Value) -> Sequence[Value] | None:
     dtype = eqn.params["new_dtype"]
     if not isinstance(x, Channels) or not jnp.issubdtype(dtype, jnp.floating):
         return None
-    return [x if dtype == x.dtype else dataclasses.replace(x, dtype=dtype)]
+    return [dataclasses.replace(x, dtype=dtype, express=lambda leaves: x.express(leaves).astype(dtype))]
 
 
 def named(leaf: jax.Array, name: str) -> Channels | Weight:
@@ -229,6 +231,8 @@ def walk_channels(
     flat, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_qtensor)
 
     def tagged(path: typing.Any, leaf: typing.Any) -> typing.Any:
+        if is_qtensor(leaf) and leaf.ndim == 1:
+            leaf = leaf.dequantize()  # a bias or a statistic
         if is_qtensor(leaf) or not getattr(leaf, "ndim", 0) or not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         return named(leaf, path_name(path)) if tables or leaf.ndim == 1 else leaf
@@ -249,6 +253,55 @@ def as_args(batch: typing.Any) -> tuple[typing.Any, ...]:
     return batch if isinstance(batch, tuple) else (batch,)
 
 
+#: Arguments that choose what a function does, which a compiled one takes beforehand.
+_FLAGS = (bool, str, type(None))
+
+
+def bind(
+    who: str, fn: Callable[..., typing.Any], batches: Iterable[typing.Any]
+) -> tuple[Callable[..., typing.Any], list[tuple[typing.Any, ...]]]:
+    """A function with the flags among its arguments, such as ``train``, and what else each batch gives it.
+
+    Raises:
+      TypeError: the batches are one array, whose rows would be taken for them.
+      ValueError: they differ in their flags.
+    """
+    if hasattr(batches, "shape") or isinstance(batches, Mapping | str):
+        raise TypeError(
+            f"{who}: got {type(batches).__name__} as batches, wanted a list of them. Use batches=[x], with x as the "
+            "model takes it."
+        )
+    inputs = [as_args(batch) for batch in batches]
+    flags = [{i: arg for i, arg in enumerate(args) if isinstance(arg, _FLAGS)} for args in inputs]
+    if not any(flags):
+        return fn, inputs
+    first, count = flags[0], len(inputs[0])
+    if any(one != first or len(args) != count for one, args in zip(flags, inputs, strict=True)):
+        raise ValueError(f"{who}: batches differ in {flags}, wanted the same flags. Use functools.partial(fn, ...).")
+
+    def bound(params: typing.Any, *arrays: typing.Any) -> typing.Any:
+        rest = iter(arrays)
+        return fn(params, *(first[i] if i in first else next(rest) for i in range(count)))
+
+    return bound, [tuple(arg for i, arg in enumerate(args) if i not in first) for args in inputs]
+
+
+def bind_all(
+    who: str, fn: Callable[..., typing.Any], batches: Iterable[typing.Any]
+) -> tuple[Callable[..., typing.Any], list[tuple[typing.Any, ...]]]:
+    """As ``bind``; a ValueError where there are no batches."""
+    fn, inputs = bind(who, fn, batches)
+    if not inputs:
+        raise ValueError(f"{who}: got no batches. Use batches=[x], with x as the model takes it.")
+    return fn, inputs
+
+
+def coded_already(params: typing.Any) -> str:
+    """What to add to an error of a rewriter that found nothing: that it looks at float weights alone."""
+    coded = [name for name, leaf in named_leaves(params) if is_qtensor(leaf)]
+    return f" {coded[0]!r} is quantized already: rewrite first, then quantize." if coded else ""
+
+
 def verify(
     who: str,
     fn: Callable[..., typing.Any],
@@ -260,15 +313,22 @@ def verify(
     """The tree with other values for some leaves, or steps of them, if a function computes the same on it.
 
     Raises:
-      ValueError: a result differs by more than ``tolerance`` of the largest magnitude in it.
+      ValueError: a result differs by more than ``tolerance`` of the largest magnitude in it, or than four roundings
+        of its dtype.
     """
     changed = joined(dict(named_leaves(params)), changed)
     new, run = replaced(params, changed), jax.jit(lambda params: fn(params, *args))
     for a, b in zip(*(jax.tree.leaves(run(tree)) for tree in (params, new)), strict=True):
-        error = float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(a)), 1e-30))
-        if not error <= tolerance:
+        if not jnp.issubdtype(a.dtype, jnp.floating) or not a.size:
+            continue  # a choice by comparison may fall otherwise in the last bit; the numbers behind it are looked at
+        limit = max(tolerance, 4 * float(jnp.finfo(a.dtype).eps))
+        a, b = (x.astype(work_dtype(x)) for x in (a, b))
+        off = jnp.where(a == b, 0, jnp.abs(a - b))  # infinity that masks stays
+        error = float(jnp.max(off) / jnp.maximum(jnp.max(jnp.where(jnp.isinf(a), 0, jnp.abs(a))), 1e-30))
+        if not error <= limit:
             raise ValueError(
-                f"{who}: the outputs change by {error:.1e} of their magnitude, more than {tolerance:.0e}: one of "
-                f"{sorted(changed)} is used in a way that is not seen here. Leave these parameters as they are."
+                f"{who}: the outputs change by {error:.1e} of their magnitude, more than {limit:.0e}: one of "
+                f"{sorted(changed)} is used in a way that is not seen here, or the model computes in fewer bits than "
+                f"its output has. Use a larger tolerance in the second case, this model without {who} in the first."
             )
     return new

@@ -143,6 +143,7 @@ def convert(
       A ``Net``: call it on inputs.
 
     Raises:
+      TypeError: ``batches`` is one array.
       ValueError: there are no batches to calibrate on, or a weight or rule does not fit (see ``quantize``).
       TypeError: as ``observe``.
 
@@ -160,6 +161,8 @@ def convert(
     options = tuple(sorted((compiler_options or {}).items()))
     if isinstance(policy, Policy) and not policy.inputs:
         return Net(quantize(variables, policy), {}, fn, options, requant)
+    if hasattr(batches, "shape"):
+        raise TypeError("convert: got an array as batches, wanted a list of them. Use batches=[x].")
     watch = jax.jit(observe(fn, policy, observer))
     stats: Stats | None = None
     for batch in progress(batches):

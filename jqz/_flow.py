@@ -67,7 +67,9 @@ def _result(eqn: typing.Any, out: typing.Any, operands: list[Value], found: Flow
     weights = [v.weight for v in operands if v.weight is not None]
     if eqn.primitive.name in PRODUCTS:
         found.order += [path for path in weights if path not in found.order]
-        return Value(sources=frozenset(weights), last=frozenset(weights))
+        # a product of two activations follows the weights behind both
+        last = frozenset(weights) or frozenset().union(*(v.last for v in operands))
+        return Value(sources=frozenset(weights), last=last)
     if weights and len(operands) == 1:
         return operands[0]  # a weight on its way: converted, transposed, reshaped
     same = [v.sources for v, atom in zip(operands, eqn.invars, strict=True) if _size(atom) == _size(out) and v.sources]

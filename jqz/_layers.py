@@ -1,5 +1,6 @@
 """The layers of a tree as second-order rounding sees them: a weight, its grid, and the Gram matrix of its inputs."""
 
+import dataclasses
 import functools
 import math
 import typing
@@ -7,26 +8,36 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jqz import _qtensor
 from jqz._learnable import Learnable
 from jqz._policy import PolicyLike
 from jqz._qtensor import QTensor
 from jqz._rows import Contraction
-from jqz._scheme import Chain, Grid, Scheme, work_dtype
+from jqz._scheme import Chain, Grid, Scheme, narrow, work_dtype
 from jqz._sites import Seen, Stats
 from jqz._transform import Selected, map_selected
 
 
-class Layer(typing.NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
     """A weight in its work dtype, the grid to round it on, and sums of products of what it meets.
 
-    ``products`` is (groups, terms, terms), as ``contraction`` makes the weight a matrix.
+    ``products`` is (groups, terms, terms), as ``contraction`` makes the weight a matrix. ``dtype`` is that in which
+    levels are decoded, which may have fewer bits.
     """
 
     weight: jax.Array
     grid: Grid
     products: jax.Array
+    dtype: typing.Any = dataclasses.field(metadata={"static": True})
+
+    def decode(self, scheme: Scheme, codes: jax.Array, grid: Grid) -> jax.Array:
+        """Levels as the tensor will have them, in the work dtype."""
+        return narrow(scheme.decode(codes, grid), self.dtype).astype(self.weight.dtype)
 
 
 #: ``(layer, scheme, contraction) -> codes`` in the shape of the weight.
@@ -93,7 +104,7 @@ def _fitted(weight: jax.Array, grid: Grid, seen: Seen | None, fit: Fit, scheme: 
         return found
 
     def error(grid: Grid) -> jax.Array:
-        difference = scheme.decode(scheme.encode(wide, grid), grid) - wide
+        difference = narrow(scheme.decode(scheme.encode(wide, grid), grid), weight.dtype).astype(wide.dtype) - wide
         return sum_blocks(scheme, _by_layer(_spread_error, seen, difference))
 
     # blocks of the same outputs see the same sum, so that they choose alike
@@ -166,14 +177,15 @@ def _round(
 
     def run(layer: Layer, depth: int) -> jax.Array:
         if depth == 0:
-            return rounder(layer._replace(products=batched(layer.products, contraction)), scheme, contraction)
+            layer = dataclasses.replace(layer, products=batched(layer.products, contraction))
+            return rounder(layer, scheme, contraction)
         # what all layers share has length 1 and goes to each of them whole
         shared = jax.tree.map(lambda leaf: leaf.shape[0] != weight.shape[0], layer)
         sliced = jax.tree.map(lambda leaf, one: leaf[0] if one else leaf, layer, shared)
         axes = jax.tree.map(lambda one: None if one else 0, shared)
         return jax.vmap(lambda layer: run(layer, depth - 1), in_axes=(axes,))(sliced)
 
-    return run(Layer(wide, grid, products.astype(wide.dtype)), depth), grid
+    return run(Layer(wide, grid, products.astype(wide.dtype), weight.dtype), depth), grid
 
 
 def batched(products: jax.Array, contraction: Contraction) -> jax.Array:
@@ -210,7 +222,23 @@ def gram_of(path: str, shape: tuple[int, ...], stats: Stats) -> Seen:
     terms = typing.cast(typing.Any, seen.observer).products.shape[-1]
     if contraction.terms(shape[len(seen.lengths) :]) != terms:
         raise ValueError(f"the statistics are of rows of {terms} terms. Use observe with these parameters.")
+    check_gram(path, seen.observer)
     return seen
+
+
+def check_gram(path: str, gram: typing.Any) -> None:
+    """Refuses sums of nothing, or of NaN, where they are known."""
+    if isinstance(gram.products, Tracer):
+        return
+    if not np.isfinite(gram.products).all():
+        raise ValueError(
+            f"what meets {path!r} has NaN or infinite values. Find out where the float model makes them, or map this "
+            "path to None and round it by quantize."
+        )
+    if not np.all(gram.rows):
+        raise ValueError(
+            f"nothing has met {path!r}. Use batches that reach it, or map it to None and round it by quantize."
+        )
 
 
 def grid_at(scheme: Scheme, grid: Grid, contraction: Contraction, shape: tuple[int, ...]) -> Callable[..., Grid]:
@@ -251,7 +279,7 @@ def row_encoder(
     def encode(row: jax.Array, term: jax.Array) -> tuple[jax.Array, jax.Array]:
         grid = at(term)
         codes = scheme.encode(contraction.weight(row[:, None], one), grid)
-        values = scheme.decode(codes, grid).astype(row.dtype)
+        values = layer.decode(scheme, codes, grid)
         return contraction.matrix(codes)[:, 0], contraction.matrix(values)[:, 0]
 
     return encode
@@ -274,7 +302,7 @@ def level_table(
         grid = at(term)
 
         def level(code: jax.Array) -> tuple[jax.Array, jax.Array]:
-            value = scheme.decode(jnp.broadcast_to(code, one), grid).astype(layer.weight.dtype)
+            value = layer.decode(scheme, jnp.broadcast_to(code, one), grid)
             used = (scheme.encode(value, grid) == code) & jnp.isfinite(value)
             return contraction.matrix(value)[:, 0], contraction.matrix(used)[:, 0]
 

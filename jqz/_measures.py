@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Sequence
 
@@ -92,8 +93,15 @@ class _Output(Measure):
         def score(weights: Weights) -> float:
             sums = [compare(weights, e, *batch) for e, batch in zip(exact, problem.batches, strict=True)]
             above, below = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)
+            if not np.isfinite(above):
+                return math.inf  # rounding broke the model
             return max(0.0, float(above / below)) if below else 0.0  # a divergence may round to below 0
 
+        if score(problem.weights) == math.inf:
+            raise ValueError(
+                f"{self!r}: the float model's output has NaN, or infinity where it should have numbers. "
+                "Use batches on which it works."
+            )
         return [
             {path: score({**problem.weights, path: r}) for path, r in rounded().items()} for rounded in problem.rounded
         ]
@@ -117,7 +125,7 @@ class OutputKL(_Output):
 
     def parts(self, reference: typing.Any, output: typing.Any) -> tuple[jax.Array, jax.Array]:
         p, q = (jax.nn.log_softmax(_logits(self, y)) for y in (reference, output))
-        divergence = jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+        divergence = jnp.sum(jnp.where(p == -jnp.inf, 0, jnp.exp(p) * (p - q)), axis=-1)  # classes may be masked
         return jnp.sum(divergence), jnp.asarray(divergence.size, jnp.float32)
 
 
@@ -137,8 +145,9 @@ class OutputNoise(_Output):
 
     def parts(self, reference: typing.Any, output: typing.Any) -> tuple[jax.Array, jax.Array]:
         pairs = list(zip(jax.tree.leaves(reference), jax.tree.leaves(output), strict=True))
-        noise = sum((_energy(a - b) for a, b in pairs), jnp.zeros(()))
-        return noise, sum((_energy(a) for a, _ in pairs), jnp.zeros(()))
+        # what is masked by infinity in both is no noise, and no signal
+        noise = sum((_energy(jnp.where(a == b, 0, a - b)) for a, b in pairs), jnp.zeros(()))
+        return noise, sum((_energy(jnp.where(jnp.isinf(a), 0, a)) for a, _ in pairs), jnp.zeros(()))
 
 
 @typing.final
@@ -180,6 +189,11 @@ class FisherDiagonal(Measure):
 
         @jax.jit
         def information(key: jax.Array, *batch: typing.Any) -> tuple[Weights, jax.Array]:
+            if any(jnp.ndim(leaf) == 0 for leaf in jax.tree.leaves(batch)):
+                raise ValueError(
+                    f"{self!r}: got a number among the arguments, wanted arrays with examples along their first axis. "
+                    "Use functools.partial(fn, ...) for what all examples share, or jqz.measures.OutputKL()."
+                )
             size = jax.tree.leaves(batch)[0].shape[0]
             zero = jax.tree.map(jnp.zeros_like, problem.weights)
             total, counts = jax.lax.scan(squares, zero, (batch, jax.random.split(key, size)))

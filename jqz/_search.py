@@ -9,7 +9,7 @@ import numpy as np
 
 from jqz import _paths
 from jqz._budgets import AccuracyDrop, Budget, Item
-from jqz._channels import replaced
+from jqz._channels import bind, replaced
 from jqz._policy import Policy
 from jqz._scheme import Identity, Scheme
 from jqz._sensitivity import Sensitivity
@@ -119,18 +119,23 @@ def search(
     """
     from jqz.algorithms.sensitivity import offered, rounded_by, sensitivity
 
-    batches = list(batches)
+    if not isinstance(budget, Budget) or not isinstance(solver, Solver):
+        raise TypeError(
+            f"search: got budget={budget!r} and solver={solver!r}, wanted some of jqz.budgets and of jqz.solvers. "
+            "Use jqz.budgets.AverageBits(4), jqz.solvers.Exact()."
+        )
+    fn, inputs = bind("search", fn, batches)
     weights, offers = offered("search", params, candidates)
     once = None if rounder is None else _once(rounder)
     if scores is None:
-        scores = sensitivity(fn, params, batches, candidates, rounder=once)
+        scores = sensitivity(fn, params, inputs, candidates, rounder=once)
     schemes = tuple(dict.fromkeys(scheme for some in offers.values() for scheme in some))
     if scores.paths != tuple(weights) or set(scores.candidates) != set(schemes):
         raise ValueError(
             f"search: scores are of {scores.paths[:3]}... under {scores.candidates}, wanted {tuple(weights)[:3]}... "
             f"under {schemes}. Use sensitivity(fn, params, batches, candidates) with the same candidates."
         )
-    macs = _macs(fn, params, batches) if budget.needs_macs else {}
+    macs = _macs(fn, params, inputs) if budget.needs_macs else {}
     options, groups = _options(weights, offers, scores, budget, macs, ties)
     front = solver.front([(cost, score) for cost, score, _ in options])
     choices = np.empty((len(front), len(weights)), np.int64)
@@ -211,6 +216,8 @@ def _groups(paths: Sequence[str], ties: Sequence[Sequence[str]]) -> list[list[st
     """The paths, those that ties name together; groups with a path in common are one."""
     leader = {path: path for path in paths}
     for globs in ties:
+        if isinstance(globs, str) or not globs:
+            raise ValueError(f"search: got the tie {globs!r}, wanted globs. Use ties=[('**/a', '**/b')].")
         tied = [path for path in paths if any(_paths.matches(glob, path) for glob in globs)]
         if not tied:
             raise ValueError(

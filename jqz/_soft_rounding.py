@@ -1,11 +1,12 @@
 """Rounding up or down as a continuous choice: the rectified sigmoid of AdaRound, and what drives it to 0 or 1."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
 
-from jqz._scheme import Grid, Scheme
+from jqz._scheme import Grid, Scheme, narrow
 
 #: The rectified sigmoid reaches from LOW to HIGH before it is clipped to 0 and 1, so that it gets there.
 _LOW, _HIGH = -0.1, 1.1
@@ -56,18 +57,19 @@ def annealing(who: str, steps: int, strength: float, beta: tuple[float, float], 
 
 
 def neighbours(
-    weight: jax.Array, grid: Grid, scheme: Scheme, given: jax.Array | None = None
+    weight: jax.Array, grid: Grid, scheme: Scheme, dtype: typing.Any, given: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Codes of a weight, those of the next levels on the weight's side of them, and the values of both.
 
-    The codes are the nearest unless ``given``. Where there is no level on that side the two are the same.
+    The codes are the nearest unless ``given``; values are those of a tensor of a dtype. Where there is no level on that
+    side the two are the same.
     """
     codes = scheme.encode(weight, grid) if given is None else given
-    values = scheme.decode(codes, grid).astype(weight.dtype)
+    values = narrow(scheme.decode(codes, grid), dtype).astype(weight.dtype)
     other, beyond = codes, values
     for by in (1, -1):
         beside = codes + jnp.asarray(by).astype(codes.dtype)
-        level = scheme.decode(beside, grid).astype(values.dtype)
+        level = narrow(scheme.decode(beside, grid), dtype).astype(values.dtype)
         towards = (level - values) * (weight - values) > 0
         # the scheme uses it, and the integers have not wrapped around
         real = (scheme.encode(level, grid) == beside) & ((beside > codes) == (by > 0))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz._interpret import interpret, scan_operands
+from jqz._scheme import work_dtype
 from jqz._values import Value, decode
 from jqz._walk import Walk
 
@@ -31,8 +32,13 @@ def steps_in(path: str) -> tuple[int, ...]:
 
 
 def parts(leaves: Mapping[str, jax.Array], paths: Iterable[str]) -> dict[str, jax.Array]:
-    """The leaves of these paths, cut from the parameters that they are steps of."""
-    return {path: leaves[whole_path(path)][steps_in(path)] if steps_in(path) else leaves[path] for path in paths}
+    """The leaves of these paths, cut from the parameters that they are steps of, in their work dtype."""
+
+    def part(path: str) -> jax.Array:
+        whole = leaves[whole_path(path)]
+        return (whole[steps_in(path)] if steps_in(path) else whole).astype(work_dtype(whole))
+
+    return {path: part(path) for path in paths}
 
 
 def joined(leaves: Mapping[str, jax.Array], changed: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

@@ -281,3 +281,17 @@ def test_residuals_are_found():
     assert any(stem in group and "params/ResidualBlock_0/Conv_1/kernel" in group for group in ties)
     assert not any("ResidualBlock_0/Conv_0" in path for group in ties for path in group)
     assert residual_ties(CASE.fn, CASE.variables, CASE.x) == ()
+
+
+def test_arguments_are_looked_at_before_anything_runs():
+    def fails(params, x):
+        raise AssertionError("the model ran")
+
+    params, x = {"a": np.ones((4, 4), np.float32)}, np.ones((2, 4), np.float32)
+    four = jqz.budgets.AverageBits(4)
+    for arguments in ({"budget": 3.0}, {"budget": four, "solver": "exact"}):
+        with pytest.raises(TypeError, match=r"wanted some of jqz.budgets and of jqz.solvers"):
+            jqz.search(fails, params, [x], [jqz.Symmetric(2)], **arguments)
+    for tie in ((), "**/a"):
+        with pytest.raises(ValueError, match=r"search: got the tie .*, wanted globs"):
+            jqz.search(lambda p, x: x @ p["a"], params, [x], [jqz.Symmetric(2)], four, ties=[tie])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jqz._channels import Channels, Handlers, Leaves, as_args, verify, walk_channels
+from jqz._channels import Channels, Handlers, Leaves, bind_all, coded_already, verify, walk_channels
 from jqz._rows import met_axis, output_axes
 from jqz._transform import named_leaves
 from jqz._values import Pending, Value, Valued, Weight
@@ -59,9 +59,7 @@ def absorb_high_bias(
 
     References: arXiv:1906.04721, section 4.1.3.
     """
-    inputs = [as_args(batch) for batch in batches]
-    if not inputs:
-        raise ValueError("absorb_high_bias: got no batches. Use batches=[x], with x as the model takes it.")
+    fn, inputs = bind_all("absorb_high_bias", fn, batches)
     pairs: list[_Pair] = []
     uses: dict[str, int] = {}
 
@@ -84,6 +82,7 @@ def absorb_high_bias(
         raise ValueError(
             "absorb_high_bias: found no bias before relu and products with biases of their own behind it. Use a "
             "function that infers, with relu between its layers, and convolutions that do not pad."
+            + coded_already(params)
         )
     for pair, amount in found:
         for path, by in pair.moves(amount, leaves):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from jqz._channels import as_args, verify
+from jqz._channels import bind_all, coded_already, verify
 from jqz._layers import batched, output_error
 from jqz._links import Link, find, met, observed
 from jqz._policy import PolicyLike, resolve
@@ -72,15 +72,16 @@ def awq(
 
     References: arXiv:2306.00978.
     """
-    inputs = [as_args(batch) for batch in batches]
-    if not inputs:
-        raise ValueError("awq: got no batches. Use batches=[x], with x as the model takes it.")
+    if candidates < 1:
+        raise ValueError(f"awq: got candidates={candidates!r}, wanted at least 1. Use candidates=20.")
+    fn, inputs = bind_all("awq", fn, batches)
     schemes = {d.path: d.scheme for d in resolve("awq", policy, params)[0] if d.scheme is not None}
     links = [link for link in find(fn, params, inputs[0]) if any(whole_path(at.path) in schemes for at in link.seconds)]
     if not links:
         raise ValueError(
             "awq: the policy rounds no weight that sums over channels that a norm's scale or another weight makes for "
             'products alone. Use Policy({"**/kernel": Symmetric(bits=4)}) and a function that infers.'
+            + coded_already(params)
         )
     seen = observed(fn, params, links, inputs, Gram())
     leaves = parts(dict(named_leaves(params)), (path for link in links for path in link.paths))

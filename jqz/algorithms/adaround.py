@@ -90,7 +90,7 @@ class _AdaRound:
     learning_rate: float
 
     def __call__(self, layer: Layer, scheme: Scheme, contraction: Contraction) -> jax.Array:
-        codes, other, values, beyond = neighbours(layer.weight, layer.grid, scheme)
+        codes, other, values, beyond = neighbours(layer.weight, layer.grid, scheme, layer.dtype)
         gram, weight, near, far = layer.products, *map(contraction.matrix, (layer.weight, values, beyond))
         gap = jnp.abs(far - near)
         low, moves = jnp.minimum(near, far), gap > 0

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from jqz._channels import Handlers, Leaves, as_args, replaced, walk_channels
+from jqz._channels import Handlers, Leaves, bind_all, replaced, walk_channels
 from jqz._stacked import Stacked
-from jqz._transform import named_leaves
+from jqz._transform import dequantize, named_leaves
 from jqz._walk import Walk
 from jqz.observers import Moments
 
@@ -33,7 +33,7 @@ def reestimate_batch_norm(
 
     Args:
       fn: a pure function of ``(params, *args)``, such as a Linen ``model.apply``.
-      params: its parameters; QTensors among them run as what they stand for.
+      params: its parameters; QTensors among them run as what they stand for, and means and variances become floats.
       batches: arguments of ``fn`` after the parameters: an array or a tuple each; large ones, of 100 inputs or more.
       reference: the float parameters, or None to take the statistics of the batches as they are.
 
@@ -41,7 +41,9 @@ def reestimate_batch_norm(
       The same tree with other means and variances.
 
     Raises:
-      ValueError: there are no batches, or ``fn`` has no batch norm outside of loops and branches.
+      TypeError: ``batches`` is one array.
+      ValueError: there are no batches, a channel has seen one value in all of them, or ``fn`` has no batch norm outside
+        of loops and branches.
 
     >>> import jax, jax.numpy as jnp, jqz.algorithms
     >>> def model(params, x):
@@ -56,19 +58,22 @@ def reestimate_batch_norm(
     References: arXiv:1806.08342, section 3.2.2; arXiv:2203.11086, section 4.1.
     """
 
-    batches = [as_args(batch) for batch in batches]
-    if not batches:
-        raise ValueError("reestimate_batch_norm: got no batches. Use batches=[x], with x as the model takes it.")
-    wanted: Seen = {} if reference is None else _merged(fn, reference, batches, None)
-    seen = _merged(fn, params, batches, wanted)
+    fn, inputs = bind_all("reestimate_batch_norm", fn, batches)
+    wanted: Seen = {} if reference is None else _merged(fn, reference, inputs, None)
+    seen = _merged(fn, params, inputs, wanted)
     if not seen:
         raise ValueError(
             "reestimate_batch_norm: found no batch norm outside of loops and branches. Use a function that normalizes "
             "by stored statistics: lambda params, x: model.apply(params, x, train=False)."
         )
-    leaves = dict(named_leaves(params))
+    leaves = dict(named_leaves(dequantize(params)))
     changed: dict[str, jax.Array] = {}
     for name, moments in seen.items():
+        if int(jnp.min(moments.count)) < 2:
+            raise ValueError(
+                f"reestimate_batch_norm: {name.split(chr(10))[1]!r} has seen one value of a channel, which has no "
+                "variance. Use batches of 100 inputs or more."
+            )
         changed.update(_statistics(name, moments, wanted.get(name), leaves))
     return replaced(params, changed)
 
@@ -80,7 +85,7 @@ def _merged(
     fn: Callable[..., typing.Any], params: typing.Any, batches: list[tuple[typing.Any, ...]], wanted: Seen | None
 ) -> Seen:
     """What batch norms see: with their statistics as stored, or (``wanted``) each corrected by what it sees."""
-    leaves = dict(named_leaves(params))
+    leaves = dict(named_leaves(dequantize(params)))
 
     def measure(walk: Walk, x: jax.Array, mean: str, variance: str, axis: int) -> Leaves:
         name = f"{mean}\n{variance}"

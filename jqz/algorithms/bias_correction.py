@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 import jax
 
-from jqz._channels import Handlers, Leaves, as_args, replaced, walk_channels
+from jqz._channels import Handlers, Leaves, bind_all, replaced, walk_channels
+from jqz._scheme import work_dtype
 from jqz._stacked import Stacked
 from jqz._transform import named_leaves
 from jqz._walk import Walk
@@ -33,9 +34,10 @@ def correct_bias(
       batches: arguments of ``fn`` after the parameters: an array or a tuple each.
 
     Returns:
-      ``qparams`` with other biases.
+      ``qparams`` with other biases, in float where they were QTensors.
 
     Raises:
+      TypeError: ``batches`` is one array.
       ValueError: there are no batches, or ``fn`` adds no bias outside of loops and branches.
 
     >>> import jax.numpy as jnp, jqz, jqz.algorithms
@@ -60,9 +62,11 @@ def correct_bias(
         measure(walk, x, bias, axis)
         return {}
 
+    model, inputs = bind_all("correct_bias", fn, batches)
+
     @jax.jit
     def run(params: typing.Any, args: tuple[typing.Any, ...]) -> dict[str, Stacked]:
-        return walk_channels(fn, params, args, Handlers(bias=watch))[1].records
+        return walk_channels(model, params, args, Handlers(bias=watch))[1].records
 
     @jax.jit
     def corrected(params: typing.Any, wanted: Leaves, args: tuple[typing.Any, ...]) -> dict[str, Stacked]:
@@ -70,12 +74,9 @@ def correct_bias(
             seen = measure(walk, x, bias, axis)
             return {bias: wanted[bias] - seen.mean} if bias in wanted else {}
 
-        return walk_channels(fn, params, args, Handlers(bias=correct))[1].records
+        return walk_channels(model, params, args, Handlers(bias=correct))[1].records
 
-    batches = [as_args(batch) for batch in batches]
-    if not batches:
-        raise ValueError("correct_bias: got no batches. Use batches=[x], with x as the model takes it.")
-    exact = [run(params, batch) for batch in batches]
+    exact = [run(params, batch) for batch in inputs]
     float_means = _means(exact)
     # a bias that is used twice has no one right value
     twice = {name.split("#")[0] for name in float_means if "#" in name}
@@ -87,11 +88,11 @@ def correct_bias(
         )
 
     def shifted(means: Leaves) -> Leaves:
-        return {name: means[name] + bias for name, bias in biases.items()}
+        return {name: means[name] + bias.astype(work_dtype(bias)) for name, bias in biases.items()}
 
     # within a batch its own means are restored, not those of all: what comes later sees that batch as it is
     means = _means(
-        [corrected(qparams, shifted(_means([one])), batch) for one, batch in zip(exact, batches, strict=True)]
+        [corrected(qparams, shifted(_means([one])), batch) for one, batch in zip(exact, inputs, strict=True)]
     )
     return replaced(qparams, {name: wanted - means[name] for name, wanted in shifted(float_means).items()})
 

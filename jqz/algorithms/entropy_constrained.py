@@ -34,7 +34,8 @@ def entropy_constrained(
 
     each weight moves to the level that is best while all others stay. What is gained by letting errors make up for
     each other pays for frequent codes. ``trials`` of bisection find the highest price at which the error is within
-    its limit, layer by layer; of all that are within it, the codes with the least entropy are taken.
+    its limit, layer by layer; of all that are within it, the codes with the least entropy are taken. Where none are,
+    those of the least error are.
 
     Use it for files, at 3 to 8 bits: a fine grid of few frequent codes is better than a coarse one of even codes. Where
     the size in memory counts, use ``gptq``. Layers of equal error do not make nets of equal loss: measure, and
@@ -81,6 +82,8 @@ def entropy_constrained(
             f"entropy_constrained: got error={error!r} and damping={damping!r}, wanted a limit of 0 or more and a "
             "positive share. Use error=1.0, damping=0.01."
         )
+    if block < 1:
+        raise ValueError(f"entropy_constrained: got block={block!r}, wanted 1 term or more. Use block=128.")
     rounder = _Priced(float(error), int(sweeps), int(trials), float(damping), int(block))
     return round_layers("entropy_constrained", params, policy, stats, rounder)
 
@@ -148,12 +151,15 @@ class _Priced:
             state = jax.lax.fori_loop(0, self.sweeps, lambda _, state: sweep(price, state), base)
             bits, within = lengths(state[0])[1], total(state[1]) <= self.error * nearest
             better = within & (bits < found.bits)
+            # where the limit is out of reach, the codes of the least error
+            better |= free & jnp.isinf(found.bits) & (total(state[1]) <= nearest)
+            bits = jnp.where(within, bits, jnp.inf)
             found = _Found(*(jnp.where(better, a, b) for a, b in zip((state[0], bits), found, strict=True)))
             low, high = jnp.where(within & ~free, power, low), jnp.where(within | free, high, power)
             # the codes of the least error, at price 0, are where all prices start
             return low, high, tuple(jnp.where(free, a, b) for a, b in zip(state, base, strict=True)), found
 
         ends = (jnp.asarray(end, weight.dtype) for end in (-8, 8))
-        found = _Found(start[0], lengths(start[0])[1])
+        found = _Found(start[0], lengths(start[0])[1] if self.error >= 1 else jnp.asarray(jnp.inf, weight.dtype))
         found = jax.lax.fori_loop(0, self.trials + 1, trial, (*ends, start, found))[3]
         return contraction.weight(problem.back(found.codes, terms), layer.weight.shape)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jqz._channels import as_args, verify
+from jqz._channels import as_args, coded_already, verify
 from jqz._links import Link, find
 from jqz._steps import parts
 from jqz._transform import named_leaves
@@ -64,12 +64,14 @@ def equalize(
     """
     if not 0 <= strength <= 1:
         raise ValueError(f"equalize: got strength={strength!r}, wanted a share from 0 to 1. Use strength=1.0.")
+    if sweeps < 1:
+        raise ValueError(f"equalize: got sweeps={sweeps!r}, wanted at least 1. Use sweeps=20.")
     args = as_args(batch)
     links = [link for link in find(fn, params, args) if link.by_weight]
     if not links:
         raise ValueError(
             "equalize: found no product whose result goes to other products alone. Use a function that infers, with "
-            "relu between its layers: lambda params, x: model.apply(params, x, train=False)."
+            "relu between its layers: lambda params, x: model.apply(params, x, train=False)." + coded_already(params)
         )
     before = leaves = parts(dict(named_leaves(params)), (path for link in links for path in link.paths))
     total = [jnp.ones(()) for _ in links]

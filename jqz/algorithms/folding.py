@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jqz._channels import Centred, Channels, Handlers, as_args, verify, walk_channels
+from jqz._channels import Centred, Channels, Handlers, as_args, coded_already, verify, walk_channels
 from jqz._rows import output_axes
 from jqz._transform import named_leaves
 from jqz._values import Value, Valued, Weight, decode
@@ -27,7 +27,8 @@ def fold_batch_norm(
     so weight, bias and mean are multiplied by f, and variance and scale are set so that f is 1. The function stays
     as it is, and so does what it computes. Pairs are found in its program: a product with a weight, a bias perhaps, and
     a batch norm, whatever library wrote it. A pair is left alone where the result of the product is also used
-    elsewhere, where weight or statistics are used twice, or where the scale is no plain product.
+    elsewhere, where weight or statistics are used twice, or where the scale is no plain product; where outputs change,
+    pairs are tried one by one, and those that change them are left alone.
 
     Use it where a target wants one bias a layer, before ``equalize`` and per-tensor grids, and to see the weights
     that deployment will round. ``quantized`` folds by itself what follows an integer product; per-channel grids do not
@@ -43,7 +44,7 @@ def fold_batch_norm(
       The same tree with other weights, biases, means, variances and scales.
 
     Raises:
-      ValueError: there is nothing to fold, or the outputs change by more than ``tolerance``.
+      ValueError: there is nothing to fold, or each pair changes the outputs by more than ``tolerance``.
 
     >>> import jax, jax.numpy as jnp, jqz.algorithms
     >>> def model(params, x):
@@ -69,26 +70,50 @@ def fold_batch_norm(
     args = as_args(batch)
     leaves = dict(named_leaves(params))
 
-    def walked(params: typing.Any) -> dict[str, jax.Array]:
+    def walked(params: typing.Any) -> list[dict[str, jax.Array]]:
         uses.clear()
         pairs.clear()
         walk_channels(fn, params, args, Handlers(whole=found), _products(uses), structure.RULES)
-        changed: dict[str, jax.Array] = {}
+        changed = []
         for pair in pairs:
             others = [other for other in pairs if other is not pair]
             new = pair.folded(leaves)
             alone = uses.get(pair.product.weight) == 1
             if new is not None and alone and not any(set(new) & set(other.paths) for other in others):
-                changed.update(new)
+                changed.append(new)
         return changed
 
-    changed = jax.jit(walked)(params)
-    if not changed:
+    folded = jax.jit(walked)(params)
+    if not folded:
         raise ValueError(
             "fold_batch_norm: found no batch norm behind a product whose result it alone uses. Use a function that "
-            "infers: lambda params, x: model.apply(params, x, train=False)."
+            "infers: lambda params, x: model.apply(params, x, train=False)." + coded_already(params)
         )
-    return verify("fold_batch_norm", fn, args, params, changed, tolerance)
+    try:
+        return verify("fold_batch_norm", fn, args, params, _union(folded), tolerance)
+    except ValueError:
+        kept = [one for one in folded if _same(fn, args, params, one, tolerance)]
+        if not kept:
+            raise
+        return verify("fold_batch_norm", fn, args, params, _union(kept), tolerance)
+
+
+def _union(parts: list[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    return {path: leaf for part in parts for path, leaf in part.items()}
+
+
+def _same(
+    fn: Callable[..., typing.Any],
+    args: Sequence[typing.Any],
+    params: typing.Any,
+    changed: dict[str, jax.Array],
+    tolerance: float,
+) -> bool:
+    try:
+        verify("fold_batch_norm", fn, args, params, changed, tolerance)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -102,6 +102,12 @@ def gptq(
     """
     if not damping > 0:
         raise ValueError(f"gptq: got damping={damping!r}, wanted a positive share. Use damping=0.01.")
+    if block < 1 or sweeps < 0:
+        raise ValueError(
+            f"gptq: got block={block!r} and sweeps={sweeps!r}, wanted 1 or more and 0 or more. Use 128, 4."
+        )
+    if not isinstance(order, Order):
+        raise TypeError(f"gptq: got order={order!r}, wanted an Order. Use jqz.algorithms.LargestFirst().")
     rounder = _Gptq(float(damping), order, int(sweeps), int(block))
     return round_layers("gptq", params, policy, stats, rounder)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import typing
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,13 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from jqz._blocks import Block, arrays_of, blocks
-from jqz._channels import as_args
+from jqz._channels import bind
 from jqz._inference import simulated
 from jqz._policy import Policy
 from jqz._qtensor import QTensor, is_qtensor, pack
 from jqz._scheme import Identity, narrow, work_dtype
 from jqz._soft_rounding import Annealing, annealing, inverse, neighbours, soft
-from jqz._transform import dequantize, named_leaves
+from jqz._transform import dequantize, fake_quantize, named_leaves
 
 
 def reconstruct(
@@ -84,7 +85,8 @@ def reconstruct(
     References: BRECQ, arXiv:2102.05426; AdaRound, arXiv:2004.10568.
     """
     plan = annealing("reconstruct", steps, strength, beta, warm_up)
-    inputs = [as_args(batch) for batch in batches]
+    fn, inputs = bind("reconstruct", fn, batches)
+    params = fake_quantize(params, lambda path, leaf: None)  # without the grids that search_clips leaves beside weights
     coded = {path: leaf for path, leaf in named_leaves(qparams) if is_qtensor(leaf)}
     _check(inputs, coded)
     fast = simulated(fn, Policy(Identity()))  # gradients of convolutions in forms that are fast on CPU
@@ -150,7 +152,7 @@ class _Range(typing.NamedTuple):
 @functools.partial(jax.jit, static_argnums=2)
 def _range(weight: jax.Array, q: QTensor, dtype: typing.Any) -> _Range:
     weight = weight.astype(dtype)
-    return _Range(*neighbours(weight, q.grid, q.scheme, q.codes), weight)
+    return _Range(*neighbours(weight, q.grid, q.scheme, q.dtype, q.codes), weight)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +197,12 @@ class _Problem:
             for place, r, share, dtype in zip(self.places, ranges, shares, dtypes, strict=True):
                 whole[place] = r.at(share, dtype)
             pairs = zip(self.block(whole, before), made, strict=True)
-            return sum((jnp.sum((a - b).astype(jnp.float32) ** 2) for a, b in pairs), jnp.zeros(()))
+            squares = (
+                jnp.sum(jnp.where(a == b, 0, (a - b).astype(jnp.float32)) ** 2)
+                for a, b in pairs
+                if jnp.issubdtype(a.dtype, jnp.floating)
+            )
+            return sum(squares, jnp.zeros(()))
 
         measure = jax.jit(error)
 
@@ -205,6 +212,11 @@ class _Problem:
         start = [jnp.zeros_like(r.near) for r in ranges]
         movable = sum(int(jnp.sum(r.moves)) for r in ranges)
         unit = total(start, wanted, exact) / (max(movable, 1) * len(made))
+        if math.isnan(unit):
+            raise ValueError(
+                f"reconstruct: what the block of {list(self.block.weights)} computes has NaN. Find out where the model "
+                "makes it, and use batches on which it works."
+            )
         if not unit > 0 or not movable:
             return coded
         optimizer = optax.adam(self.learning_rate)

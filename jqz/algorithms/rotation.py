@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jqz._channels import as_args, verify
+from jqz._channels import as_args, coded_already, verify
 from jqz._links import find, find_rotatable
 from jqz._rows import Place
 from jqz._steps import parts
@@ -76,6 +76,7 @@ def hadamard(
         raise ValueError(
             "hadamard: found no channels that products make and sum over with nothing else between, in a number that 2 "
             "divides. Use a model with attention, low-rank layers, or RMS norms before its layers."
+            + coded_already(params)
         )
     before = {**parts(tree, (path for link in links for path in link.paths)), **before}
     leaves = {**before, **leaves} if any(link.normed for link in links) else dict(before)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jqz import _paths
-from jqz._channels import replaced
+from jqz._channels import bind, replaced
 from jqz._learnable import value_and_grid
 from jqz._measures import Measure, OutputKL, Problem, Weights
 from jqz._policy import Policy, resolve
@@ -67,8 +67,8 @@ def sensitivity(
 
     References: ZeroQ arXiv:2001.00281; HAWQ arXiv:1905.03696, 1911.03852; BRECQ arXiv:2102.05426.
     """
-    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    if measure.needs_batches and not batches:
+    fn, inputs = bind("sensitivity", fn, batches)
+    if measure.needs_batches and not inputs:
         raise ValueError(
             f"sensitivity: got no batches; {measure!r} needs them. Use [x], or jqz.measures.WeightNoise()."
         )
@@ -82,8 +82,15 @@ def sensitivity(
         return lambda: rounded_by(scheme, weights, offers, params, rounder)
 
     rounded = [scheme for scheme in schemes if scheme is not None]
-    found = measure.scores(Problem(apply, weights, [rounding(scheme) for scheme in rounded], batches))
+    found = measure.scores(Problem(apply, weights, [rounding(scheme) for scheme in rounded], inputs))
     table = dict(zip(rounded, found, strict=True))
+    for scheme, row in table.items():
+        for path, score in row.items():
+            if np.isnan(score):
+                raise ValueError(
+                    f"sensitivity: {measure!r} is NaN for {path!r} under {scheme!r}: the weights, or what the float "
+                    "model makes of the batches, are not finite. Use batches on which it works."
+                )
     scores = np.array(
         [
             [np.nan if s not in offers[path] else 0.0 if s is None else table[s][path] for s in schemes]
@@ -131,6 +138,9 @@ def offered(
 ) -> tuple[Weights, dict[str, tuple[Scheme | None, ...]]]:
     """The weights that have candidates, by path, and the candidates of each."""
     rules = candidates if isinstance(candidates, Mapping) else {"**": candidates}
+    for some in rules.values():
+        if isinstance(some, Scheme) or not isinstance(some, Iterable):
+            raise TypeError(f"{who}: got candidates {some!r}, wanted a list. Use [jqz.Symmetric(bits=2), ...].")
     rules = {glob: tuple(schemes) for glob, schemes in rules.items()}
     if not any(rules.values()):
         raise ValueError(f"{who}: got no candidates. Use [jqz.Symmetric(bits=b) for b in (2, 4, 8)].")

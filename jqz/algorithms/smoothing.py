@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
-from jqz._channels import as_args, verify
+from jqz._channels import bind_all, coded_already, verify
 from jqz._links import find, met, observed
 from jqz._steps import parts
 from jqz._transform import named_leaves
@@ -62,20 +62,23 @@ def smooth_quant(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"smooth_quant: got alpha={alpha!r}, wanted a share from 0 to 1. Use alpha=0.5.")
-    inputs = [as_args(batch) for batch in batches]
-    if not inputs:
-        raise ValueError("smooth_quant: got no batches. Use batches=[x], with x as the model takes it.")
+    fn, inputs = bind_all("smooth_quant", fn, batches)
     links = find(fn, params, inputs[0])
     if not links:
         raise ValueError(
             "smooth_quant: found no channels that a norm's scale or a weight makes and products alone use. Use a "
-            "function that infers, with norms that have a scale: nn.LayerNorm(use_scale=True)."
+            "function that infers, with norms that have a scale: nn.LayerNorm(use_scale=True)." + coded_already(params)
         )
     seen = observed(fn, params, links, inputs, TermMax())
     leaves = parts(dict(named_leaves(params)), (path for link in links for path in link.paths))
     for link in links:
         largest = [met(at, *_high(seen[at.path]), leaves[at.path].shape) for at in link.seconds]
         x = jnp.max(jnp.stack([jnp.max(one, axis=1) for one in largest]), axis=0)
+        if jnp.isnan(x).any():
+            raise ValueError(
+                f"smooth_quant: what meets {link.seconds[0].path!r} has NaN. Find out where the float model makes it, "
+                "and use batches on which it works."
+            )
         w = link.largest(leaves)
         alive = (x > 0) & (w > 0) & jnp.isfinite(x)
         s = jnp.where(alive, jnp.where(alive, x, 1) ** alpha / jnp.where(alive, w, 1) ** (1 - alpha), 1)

@@ -5,7 +5,7 @@ import gzip
 import lzma
 import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -128,10 +128,17 @@ def sizes(tree: typing.Any, coders: Mapping[str, Coder] = CODERS) -> Sizes:
     return Sizes(
         tuple(
             Size(path, leaf.size, {name: coder(leaf) for name, coder in coders.items()})
-            for path, leaf in named_leaves(tree)
-            if hasattr(leaf, "dtype")
+            for path, leaf in _numbers(tree)
         )
     )
+
+
+def _numbers(tree: typing.Any) -> Iterator[tuple[str, typing.Any]]:
+    """Its arrays and QTensors; keys as what they are made of."""
+    for path, leaf in named_leaves(tree):
+        if hasattr(leaf, "dtype"):
+            key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            yield path, jax.random.key_data(leaf) if key else leaf
 
 
 def _payload(leaf: typing.Any) -> bytes:

@@ -68,7 +68,7 @@ def test_neighbours_are_the_levels_on_both_sides(scheme):
         decode = jax.vmap(lambda codes: scheme.decode(codes, grid))
         levels = decode(full)
         used = jax.vmap(lambda v: scheme.encode(v, grid))(levels) == full
-        return neighbours(w, grid, scheme), levels, used, scheme.decode(scheme.encode(w, grid), grid)
+        return neighbours(w, grid, scheme, w.dtype), levels, used, scheme.decode(scheme.encode(w, grid), grid)
 
     (_, _, values, beyond), levels, used, plain = jax.tree.map(np.asarray, run(w))
     w = np.asarray(w)

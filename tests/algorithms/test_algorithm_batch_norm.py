@@ -75,3 +75,27 @@ def test_errors_say_what_to_do():
         reestimate_batch_norm(lambda p, x: x, {}, [])
     with pytest.raises(ValueError, match="found no batch norm"):
         reestimate_batch_norm(lambda p, x: x * p["scale"][None], {"scale": jnp.ones(3)}, [jnp.ones((2, 3))])
+
+
+def test_one_value_has_no_variance():
+    x, variables, _ = setting()
+
+    class Small(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(nn.Dense(4)(x))
+
+    x = jnp.ones((1, 3))
+    variables = Small().init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match="'batch_stats/BatchNorm_0/var' has seen one value of a channel"):
+        reestimate_batch_norm(Small().apply, variables, [x])
+
+
+def test_coded_norms_are_measured_too():
+    x, variables, _ = setting()
+    every = jqz.Policy({"**/{kernel,scale,mean,var,bias}": jqz.Symmetric(3)})
+    got = reestimate_batch_norm(Net().apply, jqz.quantize(variables, every), [x])
+    few = jqz.dequantize(jqz.quantize(variables, every))
+    wanted = Net().apply(few, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got["batch_stats"], wanted)
+    assert isinstance(got["params"]["BatchNorm_0"]["scale"], jqz.QTensor)

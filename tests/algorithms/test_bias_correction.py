@@ -59,3 +59,20 @@ def test_errors_say_what_to_do():
         correct_bias(model, {}, {}, [])
     with pytest.raises(ValueError, match="found no bias"):
         correct_bias(lambda p, x: x @ p["w"], {"w": jnp.eye(2)}, {"w": jnp.eye(2)}, [jnp.ones((1, 2))])
+
+
+def test_coded_biases_are_corrected_in_float():
+    def model(params, x):
+        return x @ params["w"] + params["bias"][None]
+
+    rng = np.random.default_rng(0)
+    params = {
+        "w": jnp.asarray(rng.normal(size=(8, 4)), jnp.float32),
+        "bias": jnp.asarray(rng.normal(size=4), jnp.float32),
+    }
+    x = jnp.asarray(rng.normal(size=(32, 8)) + 1, jnp.float32)
+    q = jqz.quantize(params, jqz.Policy({"w": jqz.Symmetric(3), "bias": jqz.Symmetric(3)}))
+    better = correct_bias(model, params, q, [x])
+    assert isinstance(better["w"], jqz.QTensor)
+    means = (model(jqz.dequantize(tree), x).mean(0) for tree in (better, params))
+    np.testing.assert_allclose(*means, atol=1e-5)

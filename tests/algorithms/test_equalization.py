@@ -133,3 +133,29 @@ def test_part_of_the_way_is_a_power_of_the_whole(strength):
 def test_strength_is_a_share():
     with pytest.raises(ValueError, match=r"equalize: got strength=1.5.*Use strength=1.0"):
         equalize(lambda p, x: x @ p["a"], {"a": jnp.ones((2, 2))}, jnp.ones((1, 2)), strength=1.5)
+
+
+def test_other_outputs_are_compared_as_they_are():
+    """Choices, nothing at all, and infinity that masks are no reason to refuse."""
+    rng = np.random.default_rng(0)
+    params = {
+        "a": jnp.asarray(rng.normal(size=(8, 16)), jnp.float32),
+        "b": jnp.asarray(rng.normal(size=(16, 4)), jnp.float32),
+    }
+    x, mask = jnp.asarray(rng.normal(size=(64, 8)), jnp.float32), jnp.array([0, 0, 0, -jnp.inf])
+
+    def model(p, x):
+        y = jax.nn.relu(x @ p["a"]) @ p["b"] + mask[None]
+        return y, y > 0, jnp.zeros((0, 3))
+
+    assert jnp.any(equalize(model, params, x)["a"] != params["a"])
+
+    def in_few_bits(p, x):
+        p, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (p, x))
+        return jax.nn.relu(x @ p["a"]) @ p["b"]
+
+    assert jnp.any(equalize(in_few_bits, params, x)["a"] != params["a"])
+    with pytest.raises(ValueError, match="'a' is quantized already: rewrite first, then quantize"):
+        equalize(model, jqz.quantize(params, jqz.Policy({"a": jqz.Symmetric(8)})), x)
+    with pytest.raises(ValueError, match="equalize: got sweeps=0, wanted at least 1"):
+        equalize(model, params, x, sweeps=0)

@@ -75,3 +75,26 @@ def test_weights_of_two_products_are_left_alone():
 def test_what_folding_cannot_see_is_refused():
     with pytest.raises(ValueError, match=r"outputs change by .* one of \['mean', 'var', 'w'\]"):
         fold_batch_norm(lambda p, x: norm(x @ p["w"], p) + p["w"].sum(), PARAMS, X)
+
+
+def test_a_pair_that_does_not_fold_leaves_the_others():
+    """A scale that is 1 + s, as some libraries write it, is no plain product."""
+
+    def norm(p, y, one):
+        return (y - p["mean"][None]) * (jax.lax.rsqrt(p["var"] + 1e-3) * (one + p["scale"]))[None] + p["bias"][None]
+
+    def model(params, x):
+        y = jax.nn.relu(norm(params["plain"], x @ params["a"], 0))
+        return norm(params["shifted"], y @ params["b"], 1)
+
+    rng = np.random.default_rng(0)
+    norms = [
+        {n: rng.uniform(0.5, 1.5, size).astype(np.float32) for n in ("mean", "var", "scale", "bias")} for size in (8, 4)
+    ]
+    params = {"a": rng.normal(size=(6, 8)).astype(np.float32), "b": rng.normal(size=(8, 4)).astype(np.float32)}
+    params |= {"plain": norms[0], "shifted": norms[1]}
+    x = rng.normal(size=(16, 6)).astype(np.float32)
+    folded = fold_batch_norm(model, params, x)
+    np.testing.assert_allclose(model(folded, x), model(params, x), rtol=1e-3, atol=1e-4)
+    assert not np.array_equal(folded["a"], params["a"])
+    assert np.array_equal(folded["b"], params["b"])

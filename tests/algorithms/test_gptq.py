@@ -83,3 +83,13 @@ def test_errors_say_what_to_do():
     )
     with pytest.raises(ValueError, match="reshapes"):
         gptq(params, policy, changed)
+
+
+def test_arguments_are_named():
+    for arguments, error in [
+        ({"block": 0}, ValueError),
+        ({"sweeps": -1}, ValueError),
+        ({"order": "largest"}, TypeError),
+    ]:
+        with pytest.raises(error, match="gptq: got"):
+            gptq({}, jqz.Symmetric(4), {}, **arguments)

@@ -96,3 +96,11 @@ def test_what_they_refuse():
         skip_last("abc", FOUR)
     with pytest.raises(ValueError, match="'stem2' is not among"):
         only(NAMES, ["stem2"], FOUR)
+
+
+def test_heads_of_a_product_of_two_activations():
+    params = {"img": jnp.ones((4, 3)), "txt": jnp.ones((5, 3))}
+    found = jqz.algorithms.heads(
+        lambda p, i, t: (i @ p["img"]) @ (t @ p["txt"]).T, params, jnp.ones((2, 4)), jnp.ones((2, 5))
+    )
+    assert set(found) == {"img", "txt"}

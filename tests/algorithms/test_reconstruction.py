@@ -123,3 +123,31 @@ def test_errors_say_what_to_do():
         reconstruct(chain, params, params, batches)
     with pytest.raises(ValueError, match=r"reconstruct: got steps=0"):
         reconstruct(chain, params, plain, batches, steps=0)
+
+
+def test_grids_that_search_clips_found_are_kept():
+    rng = np.random.default_rng(0)
+    params = {
+        name: jnp.asarray(rng.normal(size=size), jnp.float32) for name, size in {"a": (8, 16), "b": (16, 4)}.items()
+    }
+    x = jnp.asarray(rng.normal(size=(64, 8)), jnp.float32)
+
+    def model(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    policy = jqz.Policy(jqz.Symmetric(3), inputs=jqz.Identity())
+    stats = jqz.observe(model, policy, jqz.observers.Gram())(params, x)
+    clipped = jqz.algorithms.search_clips(params, policy, stats)
+    start = jqz.quantize(clipped, policy)
+    found, same = (reconstruct(model, tree, start, [x], steps=20) for tree in (clipped, params))
+    jax.tree.map(np.testing.assert_array_equal, found, same)
+    with pytest.raises(ValueError, match=r"reconstruct: what the block of .* computes has NaN"):
+        reconstruct(model, params, start, [x.at[0, 0].set(jnp.nan)], steps=1)
+
+
+def test_choices_among_the_outputs_are_left_out():
+    params = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)), jnp.float32)}
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(16, 8)), jnp.float32)
+    rounded = jqz.quantize(params, jqz.Symmetric(3))
+    found = reconstruct(lambda p, x: (x @ p["a"], x @ p["a"] > 0), params, rounded, [x], steps=20)
+    assert found["a"].scheme == rounded["a"].scheme

@@ -157,3 +157,47 @@ def test_several_arguments_and_other_leaves():
     plain = sensitivity(model, W, X, WIDTHS, measures.OutputNoise())
     np.testing.assert_allclose(found.scores, plain.scores, rtol=1e-3, atol=1e-9)
     jax.tree.map(np.testing.assert_array_equal, params["layers"], W)
+
+
+@pytest.mark.parametrize("measure", [measures.OutputKL(), measures.OutputNoise()], ids=repr)
+def test_what_rounding_breaks_costs_most(measure):
+    """A divisor that rounds to zero makes NaN: no search may call that free."""
+    rng = np.random.default_rng(0)
+    params = {
+        "a": rng.normal(size=(8, 16)).astype(np.float32),
+        "s": rng.uniform(0.05, 1, (1, 16)).astype(np.float32),
+        "b": rng.normal(size=(16, 4)).astype(np.float32),
+    }
+    x = rng.normal(size=(32, 8)).astype(np.float32)
+
+    def model(p, x):
+        return jnp.tanh(x @ p["a"]) / p["s"] @ p["b"]
+
+    two, eight = jqz.Symmetric(2), jqz.Symmetric(8)
+    scores = sensitivity(model, params, [x], [two, eight], measure)
+    assert scores.scores[scores.paths.index("s"), 0] == np.inf
+    for solver in (jqz.solvers.Exact(), jqz.solvers.Lagrangian()):
+        found = jqz.search(model, params, [x], [two, eight], jqz.budgets.AverageBits(7.9), scores=scores, solver=solver)
+        assert found.policy.scheme_at("s") == eight
+
+
+@pytest.mark.parametrize("measure", [measures.OutputKL(), measures.OutputNoise()], ids=repr)
+def test_masked_classes_count_as_what_they_are(measure):
+    mask = np.float32([0, 0, 0, -np.inf])
+
+    def model(p, x):
+        return jnp.tanh(x @ p["a"]) @ p["b"]
+
+    rng = np.random.default_rng(0)
+    params = {"a": rng.normal(size=(8, 16)).astype(np.float32), "b": rng.normal(size=(16, 4)).astype(np.float32)}
+    x = rng.normal(size=(32, 8)).astype(np.float32)
+    got = sensitivity(lambda p, x: model(p, x) + mask[None], params, [x], [jqz.Symmetric(2)], measure)
+    wanted = sensitivity(lambda p, x: model(p, x)[:, :3], params, [x], [jqz.Symmetric(2)], measure)
+    np.testing.assert_allclose(got.scores, wanted.scores, rtol=1e-4)
+    with pytest.raises(ValueError, match="the float model's output has NaN"):
+        sensitivity(model, params, [x * np.nan], [jqz.Symmetric(2)], measure)
+
+
+def test_candidates_are_a_list():
+    with pytest.raises(TypeError, match=r"sensitivity: got candidates .*, wanted a list"):
+        sensitivity(lambda p, x: x @ p["a"], {"a": jnp.ones((4, 4))}, [jnp.ones((2, 4))], jqz.Symmetric(4))

@@ -66,3 +66,8 @@ def test_no_coder_of_single_values_beats_the_entropy():
         assert size["entropy"] <= size["stored"]
         assert size["entropy"] < size["gzip"]
     assert sizes({"w": jnp.zeros((0, 3))}).total.bits_per_weight("stored") == pytest.approx(0)
+
+
+def test_keys_are_counted():
+    table = sizes({"key": jax.random.key(0)})
+    assert table.total.size_bytes["stored"] == 8
