@@ -1,5 +1,7 @@
 """What an exported net computes in float32 between codes, as ``kernels.places`` says that inference does."""
 
+from collections.abc import Callable, Sequence
+
 import jax.numpy as jnp
 
 from jqz import _graph as g
@@ -18,7 +20,7 @@ from jqz._nodes import (
     transposed,
 )
 from jqz._sources import Product
-from jqz._values import Value
+from jqz._values import Lazy, Value, decode
 from jqz._walk import Equation
 from jqz.kernels import places
 
@@ -80,7 +82,7 @@ def in_float(eqn: Equation, build: Builder, *_: Value) -> Real:
             inputs.append(real(eqn, build, side).index)
             raw &= value.raw
         else:
-            array = jnp.asarray(value)
+            array = jnp.asarray(decode(value))
             wanted = array if array.dtype == jnp.bool_ else array.astype(jnp.float32)
             inputs.append(constant(build, wanted))
     result = build.emit(g.Function, inputs, shape, None, eqn.primitive, boolean=boolean)
@@ -186,3 +188,13 @@ def matrices(eqn: Equation, build: Builder, a: Value, b: Value) -> Node:
         both.append(transposed(source, order).real(build))
     shape, raw = eqn.avals[0].shape, all(v.raw for v in (a, b))
     return Real(build.emit(g.MatMul, both, shape, None), shape, raw)
+
+
+def on_nodes(rule: Callable[..., Value], eqn: Equation, *operands: Value) -> Sequence[Value] | None:
+    """Offers a rule equations on what depends on inputs; weights among them are constants."""
+    if not any(isinstance(v, Node) for v in operands):
+        return None
+    coded = any(isinstance(v, Lazy) and not isinstance(v, Node) for v in operands)
+    if coded and any(isinstance(v, Node) and waits(v) and not isinstance(v, Known) for v in operands):
+        refuse(eqn, "a bias or scale in codes meets a sum that is not rounded yet. Map its path to None.")
+    return [rule(eqn, *(v if isinstance(v, Node) else decode(v) for v in operands))]

@@ -31,6 +31,8 @@ class Builder:
         self.tensors: list[g.Tensor] = []
         #: The float32 tensors of the codes of others.
         self.decoded: dict[int, int] = {}
+        #: What is wrong if this is true, once it is known.
+        self.doubts: list[tuple[jax.Array, str]] = []
 
     def tensor(self, shape: Sequence[int], grid: g.Grid | None, boolean: bool = False) -> int:
         self.tensors.append(g.Tensor(tuple(shape), grid, boolean))
@@ -304,8 +306,17 @@ def transposed(value: Node, permutation: Sequence[int]) -> Node:
 
 def refuse(eqn: Equation, why: str) -> typing.NoReturn:
     """Says which equation cannot be exported, where it stands, and why."""
+    raise ValueError(_refusal(eqn, why))
+
+
+def doubt(eqn: Equation, build: Builder, wrong: jax.Array, why: str) -> None:
+    """Says so later, where that turns out to be true."""
+    build.doubts.append((wrong, _refusal(eqn, why)))
+
+
+def _refusal(eqn: Equation, why: str) -> str:
     shapes = ", ".join(str(v.shape) if hasattr(v, "shape") else repr(v) for v in eqn.operands)
-    raise ValueError(f"export: {eqn.primitive} of {shapes} at {eqn.source()} (scope {eqn.label!r}): {why}")
+    return f"export: {eqn.primitive} of {shapes} at {eqn.source()} (scope {eqn.label!r}): {why}"
 
 
 def grid_at(eqn: Equation | None, walk: Walk, name: str) -> g.Grid:

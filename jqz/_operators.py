@@ -30,6 +30,7 @@ from jqz._nodes import (
     bounded,
     channels_last,
     coded,
+    doubt,
     grid_at,
     is_constant,
     moved,
@@ -39,7 +40,7 @@ from jqz._nodes import (
     transposed,
 )
 from jqz._sources import Pooled, Product, Total, site, weights
-from jqz._values import Value, decode
+from jqz._values import Value
 from jqz._walk import Equation, Rule, Walk, either
 from jqz.kernels import places, structure
 from jqz.lowerings.convolution import Convolution
@@ -52,6 +53,8 @@ def convolution(build: Builder) -> Rule:
         met, how = meet(eqn, operands, lambda path: None), Convolution.of(eqn.params)
         if eqn.params["batch_group_count"] != 1 or set(how.lhs_dilation) != {1} or len(how.strides) != 2:
             refuse(eqn, "wanted a convolution of images, neither transposed nor grouped by batch.")
+        if any(min(ends) < 0 for ends in how.padding):
+            refuse(eqn, "wanted no negative padding. Use a slice before.")
         spec, met = how.numbers, site(eqn, build, met, operands)
         if met.side != 0:
             refuse(eqn, "wanted a convolution by a kernel.")
@@ -237,10 +240,13 @@ def rules(build: Builder) -> dict[str, Rule]:
         plain = not more and dims.collapsed_slice_dims == (axis,) and dims.offset_dims == others and whole == sizes
         if not plain or is_constant(x) or not is_constant(indices) or len(shape) != 2:
             refuse(eqn, "wanted entries of one axis, at places that depend on no input.")
-        shape = eqn.avals[0].shape
+        shape, wanted = eqn.avals[0].shape, jnp.asarray(indices, jnp.int32).reshape(-1)
+        inside = jnp.clip(wanted, 0, x.shape[axis] - 1)
+        if jax.lax.GatherScatterMode.from_any(eqn.params["mode"]) != jax.lax.GatherScatterMode.CLIP:
+            doubt(eqn, build, jnp.any(inside != wanted), f"wanted places from 0 to {x.shape[axis] - 1}.")
 
         def move(build: Builder, inputs: tuple[int, ...], grid: g.Grid | None) -> int:
-            return build.emit(g.Take, inputs, shape, grid, jnp.asarray(indices, jnp.int32).reshape(-1), axis)
+            return build.emit(g.Take, inputs, shape, grid, inside, axis)
 
         return Moved((x,), shape, move)
 
@@ -253,6 +259,11 @@ def rules(build: Builder) -> dict[str, Rule]:
         config = eqn.params["padding_config"]
         if is_constant(x) or any(between or min(low, high) < 0 for low, high, between in config):
             refuse(eqn, "wanted to pad an activation at its ends.")
+        if not is_constant(filler):
+            refuse(eqn, "wanted to pad an activation by zeros.")
+        doubt(
+            eqn, build, jnp.any(filler != 0), "wanted zeros around it. For pooling use nn.max_pool(..., padding=...)."
+        )
         return moved(eqn, [x], g.Pad, tuple((low, high) for low, high, _ in config))
 
     def windows(eqn: Equation) -> tuple[tuple[int, ...], tuple[int, ...], g.Padding]:
@@ -324,16 +335,9 @@ def rules(build: Builder) -> dict[str, Rule]:
         ("erf", "erfc"): functools.partial(islands.error_function, build),
         ("integer_pow", "square"): functools.partial(islands.power, build),
     }
-    one_by_one = {name: functools.partial(_on_nodes, rule) for names, rule in table.items() for name in names}
+    one_by_one = {name: functools.partial(islands.on_nodes, rule) for names, rule in table.items() for name in names}
     bodies = dict.fromkeys(places.BODIES, call)
     return {**one_by_one, **bodies, "conv_general_dilated": convolution(build), "dot_general": dot(build)}
-
-
-def _on_nodes(rule: Callable[..., Value], eqn: Equation, *operands: Value) -> Sequence[Value] | None:
-    """Offers a rule equations on what depends on inputs; weights among them are constants."""
-    if not any(isinstance(v, Node) for v in operands):
-        return None
-    return [rule(eqn, *(v if isinstance(v, Node) else decode(v) for v in operands))]
 
 
 class _Closed(dict[str, Rule]):
@@ -361,9 +365,9 @@ def graph_of(net: typing.Any, example: typing.Any, without: Container[str] = ())
     ``without`` are primitives that the target has no operators for, and ``"float32"`` if it computes nothing in that.
     """
     args = example if isinstance(example, tuple) else (example,)
-    leaves, treedef = jax.tree.flatten(args)
+    (leaves, treedef), told = jax.tree.flatten(args), list[str]()
 
-    def numbers(qparams: typing.Any, sites: typing.Any) -> g.Graph:
+    def numbers(qparams: typing.Any, sites: typing.Any) -> tuple[g.Graph, list[jax.Array]]:
         build, outputs = Builder(without), []
         table = {name: _none if name in without and name != "erf" else rule for name, rule in rules(build).items()}
         table = {**dict.fromkeys(structure.RULES, _none), **table}
@@ -382,6 +386,11 @@ def graph_of(net: typing.Any, example: typing.Any, without: Container[str] = ())
             return jnp.int32(outputs[-1])
 
         walk_through(net.fn, (qparams, *treedef.unflatten(nodes)), {}, walk, finish)
-        return g.Graph(build.operators, build.tensors, tuple(node.index for node in nodes), tuple(outputs))
+        told.extend(why for _, why in build.doubts)
+        graph = g.Graph(build.operators, build.tensors, tuple(node.index for node in nodes), tuple(outputs))
+        return graph, [wrong for wrong, _ in build.doubts]
 
-    return jax.device_get(jax.jit(numbers)(net.qparams, net.sites))
+    graph, wrong = jax.device_get(jax.jit(numbers)(net.qparams, net.sites))
+    if why := next((why for one, why in zip(wrong, told, strict=True) if one), None):
+        raise ValueError(why)
+    return graph

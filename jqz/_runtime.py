@@ -138,7 +138,8 @@ def narrow(graph: g.Graph) -> g.Graph:
             values = np.asarray(constant.values)
             for axis in range(values.ndim):
                 first = values.take([0], axis)
-                values = first if (values == first).all() else values
+                same = np.broadcast_to(first, values.shape)
+                values = first if np.array_equal(same, values, equal_nan=values.dtype.kind == "f") else values
             operators[id(constant)] = dataclasses.replace(constant, values=values)
             tensors[constant.result] = dataclasses.replace(tensors[constant.result], shape=values.shape)
     return g.Graph(list(operators.values()), tensors, graph.inputs, graph.outputs)

@@ -22,6 +22,16 @@ def target_graph(
     ``without`` are primitives that the target does not compute, refused where they stand, ``"float32"`` if it
     computes on codes alone, and ``"int16"`` if it has no codes of 16 bits.
     """
+    for name, got, kind, use in (
+        ("interface", interface, Interface, "Values()"),
+        ("numbers", numbers, Numbers, "Integers()"),
+    ):
+        if not isinstance(got, kind):
+            raise TypeError(f"export: got {name}={got!r}. Use {name}={use}; a class needs its parentheses.")
+    if not hasattr(net, "qparams") or not hasattr(net, "sites"):
+        raise TypeError(
+            f"export: got {type(net).__name__}, wanted a Net. Use jqz.convert(fn, params, batches, policy)."
+        )
     beside = [name for name in net.sites if _paths.RESIDUAL in name]
     if beside:
         raise ValueError(

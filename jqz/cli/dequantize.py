@@ -15,7 +15,7 @@ EXAMPLES = """\
 
 _DESCRIPTION = f"""\
 Decodes the tensors of a file and writes plain arrays under the same names; {trees.FILES}.
-One tensor is in memory at a time, but for .msgpack.
+One tensor is in memory at a time, but for .msgpack, Orbax's folders and old .pth. Numbers and strings are left out.
 """
 
 
@@ -40,9 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
                 for name, leaf in leaves.items()
             },
         )
-    facts = {"file": arguments.target, "tensors": len(leaves), "bytes": disk_bytes(arguments.target)}
+    left = trees.others(arguments.source)
+    facts = {"file": arguments.target, "tensors": len(leaves), "bytes": disk_bytes(arguments.target), "left_out": left}
     if arguments.json:
         output.emit(facts)
     else:
         output.say(f"{facts['file']}: {facts['tensors']} tensors, {facts['bytes']:,} bytes")
+        if left:
+            output.say(f"left out, since they are no arrays: {', '.join(left)}")
     return 0

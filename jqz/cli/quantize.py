@@ -15,7 +15,7 @@ from jqz import files
 from jqz._policy import Decision, resolve
 from jqz._qtensor import QTensor, encode
 from jqz._scheme import Scheme
-from jqz._transform import quantize
+from jqz._transform import at, quantize
 from jqz.cli import output, trees
 from jqz.cli.policies import policy_of
 from jqz.files import lazy
@@ -31,8 +31,8 @@ EXAMPLES = """\
 _DESCRIPTION = f"""\
 Codes the tensors of a file by a policy and writes what jqz.load reads. A rule is GLOB=SCHEME, the first that matches a
 tensor decides, None leaves it float; a scheme alone is for all weights. A scheme is written as Python shows it.
-One tensor is in memory at a time, whatever the size of the file. {trees.FILES[0].upper() + trees.FILES[1:]}; the
-result is .safetensors, or .gguf for Q4_0 and Q8_0.
+One tensor is in memory at a time, whatever the size of the file, but for .msgpack and old .pth.
+{trees.FILES[0].upper() + trees.FILES[1:]}; the result is .safetensors, or .gguf for Q4_0 and Q8_0.
 """
 
 #: Bytes of tensors that are read while others are computed.
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     policy = policy_of(arguments.policy)
     tree = files.scan(arguments.source)
     decisions, treedef = resolve("quantize", policy, tree)
+    tensors = [d for d in decisions if hasattr(d.leaf, "dtype")]
     before = sum(trees.value_bytes(trees.plain(d.leaf)) for d in decisions if hasattr(d.leaf, "dtype"))
     chosen = [d for d in decisions if d.scheme is not None]
     sizes = [trees.value_bytes(d.leaf) for d in chosen]
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     coded = [leaf for d, leaf in zip(decisions, leaves, strict=True) if d.scheme is not None]
     facts = {
         "file": arguments.target,
-        "tensors": len(leaves),
+        "tensors": len(tensors),
         "quantized": len(coded),
         "bytes_before": before,
         "bytes": os.path.getsize(arguments.target),
@@ -109,7 +110,8 @@ class _Deferred:
 
     def tensor(self) -> QTensor:
         leaf, scheme = self.decision.leaf, typing.cast(Scheme, self.decision.scheme)
-        structs, structure = jax.tree.flatten(_shapes(scheme, leaf.shape, np.dtype(leaf.dtype)))
+        with at("quantize", self.decision.path, leaf):
+            structs, structure = jax.tree.flatten(_shapes(scheme, leaf.shape, np.dtype(leaf.dtype)))
         parts = [Lazy(s.shape, np.dtype(s.dtype), functools.partial(self.part, i)) for i, s in enumerate(structs)]
         return structure.unflatten(parts)
 

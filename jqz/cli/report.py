@@ -50,6 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Chooses a policy if none is given, and writes the page."""
     from jqz.analysis import figures, report
 
+    if os.path.exists(arguments.output) and os.path.samefile(arguments.file, arguments.output):
+        raise ValueError(f"the page would replace {arguments.file!r}. Use -o report.html.")
     tree = {name: trees.whole(leaf) for name, leaf in trees.leaves(arguments.file).items()}
     policy: PolicyLike = _keep
     drawings, average = [], None
@@ -79,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
         "tensors": len(tree),
         "quantized": sum(map(is_qtensor, after.values())),
         "bytes_before": sum(map(trees.value_bytes, tree.values())),
-        "bytes": size_bytes(after),
+        # what is left as it is counts as it lies in the file: JAX knows no 64 bits
+        "bytes": sum(size_bytes(q) if is_qtensor(q) else trees.value_bytes(tree[name]) for name, q in after.items()),
         "average_bits": average,
         "policy": repr(policy) if isinstance(policy, Policy) else None,
     }

@@ -34,6 +34,12 @@ def leaves(path: str) -> dict[str, typing.Any]:
     return found
 
 
+def others(path: str) -> list[str]:
+    """The names of what is in a file beside arrays and QTensors: numbers and strings."""
+    tree = jax.tree_util.tree_leaves_with_path(files.scan(path), is_leaf=is_whole)
+    return [name(keys) or "value" for keys, leaf in tree if not hasattr(leaf, "dtype")]
+
+
 def plain(leaf: typing.Any) -> typing.Any:
     """A leaf, and the numbers that a PRNG key is."""
     is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
@@ -81,6 +87,8 @@ def told(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespa
     def safe(arguments: argparse.Namespace) -> int:
         try:
             return run(arguments)
+        except BrokenPipeError:
+            raise  # whoever reads our output has gone: main is silent about it
         except ImportError as error:
             code, why = 1, str(error)
         except OSError as error:

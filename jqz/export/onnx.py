@@ -54,7 +54,8 @@ def onnx(
     Args:
       net: from ``convert``; as for ``tflite``.
       example: an input, or a tuple of arguments; as for ``tflite``. The leading axis, of batches, may have any length
-        later on; with attention, give at least two, as JAX multiplies single matrices otherwise.
+        later on, unless the function spells it out in a reshape or sums over it; with attention, give at least two, as
+        JAX multiplies single matrices otherwise.
       interface: ``Values()``: float32 in and out; ``Codes()``: uint8, 128 more than the int8 codes of jqz.
       numbers: ``Integers()``, or ``Floats()`` to compare with.
 

@@ -129,7 +129,7 @@ class _Writer(File):
             settings["fusedActivationFunction"] = activation
         later = [] if choice else [("MAXIMUM", low, free[0]), ("MINIMUM", high, free[1])]
         later = [(kind, end) for kind, end, free in later if end != free]
-        targets = [self._tensor(self.graph.tensors[op.result].shape, grid) for _ in later] + [result]
+        targets = [self._tensor(self.tensors[result].shape, grid) for _ in later] + [result]
         self._operator(kind, inputs, targets[0], name, **settings)
         for (kind, end), source, target in zip(later, targets[:-1], targets[1:], strict=True):
             self._operator(kind, [source, self._number(end, grid)], target, "MaximumMinimumOptions")

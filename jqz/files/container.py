@@ -57,8 +57,8 @@ def save(
         write_arrays(path, arrays, lambda: _sealed(own, node))
     except RecursionError:
         raise ValueError("save: the tree is too deep. Use fewer levels.") from None
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"save: {error}") from error
+    except (TypeError, ValueError) as error:  # of JAX's own too, which are made otherwise
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"save: {error}") from error
 
 
 def load(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
@@ -89,6 +89,7 @@ def load(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
     >>> jqz.load(path)
     {'steps': [3, None], 'w': array([1., 1.], dtype=float32)}
     """
+    _check_schemes("load", schemes)
     with naming("load", path):
         header = Header(path)
         return rebuild(_document(header.metadata)["tree"], header.mapped(), schemes)
@@ -96,9 +97,15 @@ def load(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
 
 def scan(path: Path, schemes: Iterable[type] = ()) -> typing.Any:
     """As ``load``, with leaves that are read one at a time, when asked."""
+    _check_schemes("scan", schemes)
     with naming("scan", path):
         header = Header(path)
         return rebuild(_document(header.metadata)["tree"], header.lazy(), schemes)
+
+
+def _check_schemes(who: str, schemes: typing.Any) -> None:
+    if not isinstance(schemes, Iterable) or not all(isinstance(scheme, type) for scheme in schemes):
+        raise TypeError(f"{who}: got schemes={schemes!r}, wanted classes. Use schemes=[MyScheme], without parentheses.")
 
 
 def is_ours(path: Path) -> bool:

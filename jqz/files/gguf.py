@@ -74,6 +74,8 @@ def _q8_0_bytes(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
 def _halves(scale: np.ndarray) -> np.ndarray:
     if np.any(np.abs(scale) > float(np.finfo(np.float16).max)):
         raise ValueError("gguf.write: a scale is too large for float16. Use jqz.save.")
+    if np.any((scale != 0) & (np.abs(scale) < float(np.finfo(np.float16).tiny))):
+        raise ValueError("gguf.write: a scale is too small for float16, which would lose its codes. Use jqz.save.")
     return scale.astype(np.float16)[..., None].view(np.uint8)
 
 
@@ -173,7 +175,8 @@ def write(path: Path, tree: typing.Any) -> None:
 
     Raises:
       TypeError: a leaf is neither.
-      ValueError: a QTensor of such a scheme has a last group that is not whole, or a scale too large for float16.
+      ValueError: a QTensor of such a scheme has a last group that is not whole, or a scale too large or too small for
+        float16.
     """
     leaves = _leaves(tree)
     infos, offset = [], 0

@@ -82,6 +82,11 @@ def is_text(name: str) -> bool:
     return True
 
 
+def native(array: np.ndarray) -> np.ndarray:
+    """Numbers in the byte order of this machine, which formats and JAX expect."""
+    return array.astype(array.dtype.type) if array.dtype.kind in "iufc" and not array.dtype.isnative else array
+
+
 def flat(who: str, tree: typing.Any, keep: Callable[[typing.Any], bool] = lambda leaf: False) -> dict[str, typing.Any]:
     """The arrays of a tree by name, and the leaves that ``keep`` accepts.
 
@@ -97,7 +102,7 @@ def flat(who: str, tree: typing.Any, keep: Callable[[typing.Any], bool] = lambda
                 f"{who}: {name!r} is {type(leaf).__name__}, wanted an array. Use jqz.save(path, tree), which keeps "
                 "codes, or dequantize(tree)."
             )
-        array = leaf if isinstance(leaf, Lazy) or keep(leaf) else np.asarray(leaf)
+        array = leaf if isinstance(leaf, Lazy) or keep(leaf) else native(np.asarray(leaf))
         if np.dtype(array.dtype).kind in "OUSM":
             raise TypeError(f"{who}: {name!r} has dtype {array.dtype}, wanted numbers. Use jqz.save, or leave it out.")
         if not is_text(name):

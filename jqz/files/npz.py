@@ -76,6 +76,6 @@ def _lazy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Lazy
 
     def make() -> np.ndarray:
         with naming("npz.scan", path), archive.open(member) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
+            return names.native(np.lib.format.read_array(file, allow_pickle=False))
 
     return Lazy(shape, dtype, make)

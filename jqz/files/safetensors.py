@@ -154,7 +154,7 @@ def write_arrays(
         )
     with replacing(path) as file:
         for name, array in arrays.items():
-            data = np.ascontiguousarray(lazy.value(array))
+            data = np.asarray(lazy.value(array), order="C")  # of the same rank, unlike ascontiguousarray
             if name not in entries:
                 entries[name], end = _entry(name, data, end)
             elif (data.dtype, data.size) != (array.dtype, array.size):

@@ -144,3 +144,16 @@ def test_a_browser_draws_all_of_it(source, tmp_path, capsys):
     bands = np.split(drawn, np.flatnonzero(np.diff(drawn) > 40) + 1)
     assert len(bands) >= page.count("<svg") == 4
     assert all(len(band) > 60 for band in bands)
+
+
+def test_the_page_replaces_no_weights(source, capsys):
+    assert cli.main(["report", source, "-o", source]) == 2
+    assert "the page would replace" in capsys.readouterr().err
+    assert jqz.files.safetensors.read(source).keys() == TREE.keys()
+
+
+def test_bytes_of_what_jax_has_no_numbers_for(tmp_path, capsys):
+    path = str(tmp_path / "net.npz")
+    jqz.files.npz.write(path, {"w": np.ones((8, 8), np.float32), "n": np.arange(4)})
+    facts = page_of(capsys, path, "-o", str(tmp_path / "page.html"), "--policy", "Symmetric(4)")[0]
+    assert (facts["bytes_before"], facts["bytes"]) == (8 * 8 * 4 + 32, 8 * 8 // 2 + 4 + 32)

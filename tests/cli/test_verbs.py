@@ -3,6 +3,8 @@
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -217,3 +219,26 @@ def test_missing_packages_are_told(floats, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
     assert cli.main(["inspect", floats]) == 1
     assert "pip install 'jqz[files]'" in capsys.readouterr().err
+
+
+def test_dequantize_says_what_it_leaves_out(tmp_path, capsys):
+    source, target = str(tmp_path / "in.safetensors"), str(tmp_path / "out.safetensors")
+    jqz.save(source, {"w": TREE["encoder"]["kernel"], "step": 3, "name": "net"})
+    facts = _json(capsys, "dequantize", source, target)
+    assert (facts["tensors"], facts["left_out"]) == (1, ["name", "step"])
+    assert cli.main(["dequantize", source, target]) == 0
+    assert "left out, since they are no arrays: name, step" in capsys.readouterr().out
+    assert _json(capsys, "quantize", source, target, "--policy", "Symmetric(bits=4)")["tensors"] == 1
+
+
+def test_a_scheme_that_does_not_fit_is_named(floats, tmp_path, capsys):
+    target = str(tmp_path / "out.safetensors")
+    assert cli.main(["quantize", floats, target, "--policy", "Symmetric(bits=4, granularity=PerAxis(5))"]) == 2
+    assert "'encoder/kernel'" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_no_mistake(codes):
+    done = subprocess.run(
+        f"{sys.executable} -m jqz.cli inspect {codes} --json | true", shell=True, capture_output=True, text=True
+    )
+    assert not done.stderr

@@ -190,3 +190,64 @@ def test_refusals_name_the_equation_and_its_line():
     assert "Leave '(dot lhs)' out of inputs" in message
     assert "Use Symmetric(bits=8" in refused(lambda params, x: x @ params["w"], jqz.Asymmetric(bits=8))
     assert "PerAxis(1)" in refused(lambda params, x: x @ params["w"], jqz.Symmetric(bits=8, granularity=jqz.PerAxis(0)))
+
+
+def test_bounds_that_no_activation_has_keep_the_kernels():
+    """A clip, or fewer bits, behind a dense layer: XNNPACK computes it still, with the codes of its rule."""
+    rng = np.random.default_rng(0)
+    params, x = (
+        {"w": jnp.asarray(rng.normal(size=(8, 6)) / 3, jnp.float32)},
+        rng.normal(size=(2000, 8)).astype(np.float32),
+    )
+    policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+    net = jqz.convert(lambda params, x: jnp.clip(x @ params["w"], -0.3, 0.7), params, [x], policy)
+    net = jqz.export.complete(net, x)
+    file = jqz.export.tflite(net, x, interface=jqz.export.Codes())
+    for rule, resolver in RUNTIMES.values():
+        (theirs,), ((scale, zero_point),) = litert(file, input_codes(file, x), resolver)
+        ours = np.rint(np.asarray(dataclasses.replace(net, requant=rule)(x)) / np.float32(scale)) + zero_point
+        np.testing.assert_array_equal(theirs, ours)
+
+
+def test_padding_is_of_zeros_and_places_are_inside():
+    def padded(value):
+        return lambda params, x: jnp.pad(x @ params["w"], ((0, 0), (0, 1)), constant_values=value)
+
+    assert "pad of (4, 6), () at " in refused(padded(1.0))
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    policy = jqz.Policy(jqz.Symmetric(bits=8), inputs=jqz.Asymmetric(bits=8))
+
+    def made(fn):
+        net = jqz.export.complete(jqz.convert(fn, {"w": jnp.eye(6)}, [x], policy), x)
+        return litert(jqz.export.tflite(net, x), x)[0][0], net(x)
+
+    np.testing.assert_array_equal(made(padded(0.0))[0][:, 6], 0)
+    for mode in ("clip", "wrap"):
+        theirs, ours = made(lambda params, x, mode=mode: jnp.take(x @ params["w"], np.array([7, 0]), axis=1, mode=mode))
+        np.testing.assert_allclose(theirs, ours, atol=0.03)
+    outside = refused(lambda params, x: (x @ params["w"]).at[:, np.array([7, 0])].get(mode="promise_in_bounds"))
+    assert "wanted places from 0 to 5" in outside
+
+
+def test_constants_in_codes():
+    """Behind a function they are numbers; folded into a product they would be rounded otherwise than jqz does."""
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    params = {"w": jnp.eye(6), "table": jnp.ones((4, 6)), "bias": jnp.linspace(0, 1, 6)}
+    policy = jqz.Policy({"**/{w,table,bias}": jqz.Symmetric(bits=8)}, inputs=jqz.Asymmetric(bits=8))
+    net = jqz.convert(lambda params, x: jax.nn.gelu(x @ params["w"]) + params["table"], params, [x], policy)
+    net = jqz.export.complete(net, x)
+    np.testing.assert_allclose(litert(jqz.export.tflite(net, x), x)[0][0], net(x), atol=0.03)
+    net = jqz.convert(lambda params, x: x @ params["w"] + params["bias"][None], params, [x], policy)
+    with pytest.raises(ValueError, match=r"add of .* a bias or scale in codes meets a sum that is not rounded yet"):
+        jqz.export.tflite(net, x)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"interface": jqz.export.Values}, {"interface": "codes"}, {"numbers": jqz.export.Floats}]
+)
+def test_classes_need_their_parentheses(wrong):
+    net, x = networks.case("mobile")
+    with pytest.raises(TypeError, match=f"export: got {next(iter(wrong))}="):
+        jqz.export.tflite(net, x, **wrong)
+    with pytest.raises(TypeError, match=r"export: got \w+, wanted a Net"):
+        jqz.export.tflite(net.fn, x)

@@ -250,3 +250,24 @@ def test_hostile_files(kind, sound, path):
     assert peak < 32 * 2**20
     assert all("net.safetensors': " in message for message in messages)
     assert kind is mutants.noisy or len(messages) > 30
+
+
+@pytest.mark.parametrize("compress", [None, ENTROPY], ids=repr)
+def test_single_numbers_in_codes_come_back(compress, path):
+    tree = {"w": X, "temperature": jnp.float32(2.5)}
+    q = jqz.quantize(tree, {"**/{w,temperature}": jqz.Symmetric(bits=8)})
+    jqz.save(path, q, compress=compress)
+    same(jqz.load(path), q)
+
+
+def test_schemes_are_classes(path):
+    jqz.save(path, {"w": X})
+    for wrong in (jqz.Symmetric, [jqz.Symmetric()]):
+        with pytest.raises(TypeError, match=r"load: got schemes=.* wanted classes"):
+            jqz.load(path, schemes=wrong)
+
+
+def test_tracers_are_no_arrays(path):
+    with pytest.raises(TypeError, match="save: "):
+        jax.jit(lambda x: jqz.save(path, {"x": x}))(X)
+    assert not path.exists()

@@ -209,3 +209,11 @@ def test_unknown_ends(tmp_path):
     for read in (jqz.files.scan, jqz.files.format_of):
         with pytest.raises(ValueError, match=r"net.pickle' ends in '.pickle', wanted one of .safetensors, .npz"):
             read(tmp_path / "net.pickle")
+
+
+def test_the_order_of_bytes_is_no_part_of_a_number(path, tmp_path):
+    big = np.arange(6, dtype=">f4").reshape(2, 3)
+    jqz.files.format_of(path).write(path, {"w": big})
+    np.testing.assert_array_equal(jqz.files.format_of(path).read(path)["w"], np.arange(6).reshape(2, 3))
+    np.savez(tmp_path / "big.npz", w=big)
+    assert jqz.files.npz.read(tmp_path / "big.npz")["w"].dtype.isnative

@@ -151,3 +151,12 @@ def test_damaged_files(path):
             messages.append(str(error))
     assert len(messages) > 100
     assert all("net.gguf': " in message for message in messages)
+
+
+def test_scales_that_float16_would_lose_are_refused(tmp_path):
+    scheme = jqz.Symmetric(bits=8, granularity=jqz.PerGroup(32, axis=-1))
+    for size in (2e-6, 1e-3):
+        with pytest.raises(ValueError, match="a scale is too small for float16"):
+            write(tmp_path / "net.gguf", {"w": jqz.quantize(np.full((1, 32), size, np.float32), scheme)})
+    write(tmp_path / "net.gguf", {"w": jqz.quantize(np.zeros((1, 32), np.float32), scheme)})
+    assert not np.asarray(jqz.dequantize(read(tmp_path / "net.gguf"))["w"]).any()
