@@ -15,7 +15,7 @@ from jqz import _graph as g
 from jqz._rounding import rounded_product
 from jqz._scheme import Scheme
 from jqz._values import Lazy, Value
-from jqz._walk import Equation, Walk
+from jqz._walk import Equation, Rule, Walk
 
 Move = Callable[["Builder", tuple[int, ...], g.Grid | None], int]
 
@@ -317,6 +317,21 @@ def doubt(eqn: Equation, build: Builder, wrong: jax.Array, why: str) -> None:
 def _refusal(eqn: Equation, why: str) -> str:
     shapes = ", ".join(str(v.shape) if hasattr(v, "shape") else repr(v) for v in eqn.operands)
     return f"export: {eqn.primitive} of {shapes} at {eqn.source()} (scope {eqn.label!r}): {why}"
+
+
+def located(rule: Rule) -> Rule:
+    """A rule whose refusals name the equation at which they were found."""
+
+    def run(eqn: Equation, *operands: Value) -> Sequence[Value] | None:
+        try:
+            return rule(eqn, *operands)
+        except ValueError as error:
+            why = str(error)
+            if not why.startswith("export: ") or "(scope " in why:
+                raise
+            raise ValueError(_refusal(eqn, why.removeprefix("export: "))) from error
+
+    return run
 
 
 def grid_at(eqn: Equation | None, walk: Walk, name: str) -> g.Grid:

@@ -33,6 +33,7 @@ from jqz._nodes import (
     doubt,
     grid_at,
     is_constant,
+    located,
     moved,
     origin,
     ranked,
@@ -337,7 +338,8 @@ def rules(build: Builder) -> dict[str, Rule]:
     }
     one_by_one = {name: functools.partial(islands.on_nodes, rule) for names, rule in table.items() for name in names}
     bodies = dict.fromkeys(places.BODIES, call)
-    return {**one_by_one, **bodies, "conv_general_dilated": convolution(build), "dot_general": dot(build)}
+    every = {**one_by_one, "conv_general_dilated": convolution(build), "dot_general": dot(build)}
+    return {**{name: located(rule) for name, rule in every.items()}, **bodies}
 
 
 class _Closed(dict[str, Rule]):
@@ -366,6 +368,8 @@ def graph_of(net: typing.Any, example: typing.Any, without: Container[str] = ())
     """
     args = example if isinstance(example, tuple) else (example,)
     (leaves, treedef), told = jax.tree.flatten(args), list[str]()
+    if whole := [str(leaf.dtype) for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
+        raise TypeError(f"export: got an input of {whole[0]}, wanted float32. Look up indices before the net.")
 
     def numbers(qparams: typing.Any, sites: typing.Any) -> tuple[g.Graph, list[jax.Array]]:
         build, outputs = Builder(without), []

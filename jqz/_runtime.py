@@ -116,7 +116,10 @@ def as_codes(graph: g.Graph, interface: Interface) -> g.Graph:
     last = {op.result: op for op in graph.operators if isinstance(op, g.Convert) and op.result in graph.outputs}
     for i in graph.inputs:
         if readers[i] != 1 or i not in first:
-            raise ValueError("export: an input has not one reader that codes it. Use interface=Values().")
+            raise ValueError(
+                "export: an input is read by none, by several or in float32, wanted one product to read its codes. "
+                "Use interface=Values(), where the target has it, or leave out what is not read."
+            )
     gone = {id(op) for op in (*first.values(), *last.values())}
     return g.Graph(
         [op for op in graph.operators if id(op) not in gone],

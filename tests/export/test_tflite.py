@@ -251,3 +251,13 @@ def test_classes_need_their_parentheses(wrong):
         jqz.export.tflite(net, x, **wrong)
     with pytest.raises(TypeError, match=r"export: got \w+, wanted a Net"):
         jqz.export.tflite(net.fn, x)
+
+
+def test_refusals_found_later_name_an_equation_too():
+    message = refused(lambda params, x: jax.nn.log_softmax(x @ params["w"]))
+    assert "log of (4, 1) at " in message
+    assert "the sum of a softmax is used by itself" in message
+    net = jqz.convert(lambda params, x: x @ params["w"], {"w": jnp.eye(6)}, [np.ones((4, 6), np.float32)], jqz.Policy(
+        jqz.Symmetric(bits=8), inputs=ASYMMETRIC))  # fmt: skip
+    with pytest.raises(TypeError, match="export: got an input of int32, wanted float32"):
+        jqz.export.tflite(net, np.ones((4, 6), np.int32))
