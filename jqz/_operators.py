@@ -368,8 +368,6 @@ def graph_of(net: typing.Any, example: typing.Any, without: Container[str] = ())
     """
     args = example if isinstance(example, tuple) else (example,)
     (leaves, treedef), told = jax.tree.flatten(args), list[str]()
-    if whole := [str(leaf.dtype) for leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]:
-        raise TypeError(f"export: got an input of {whole[0]}, wanted float32. Look up indices before the net.")
 
     def numbers(qparams: typing.Any, sites: typing.Any) -> tuple[g.Graph, list[jax.Array]]:
         build, outputs = Builder(without), []

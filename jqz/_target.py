@@ -3,6 +3,9 @@
 import typing
 from collections.abc import Container
 
+import jax
+import jax.numpy as jnp
+
 from jqz import _graph as g
 from jqz import _paths
 from jqz._complete import complete
@@ -32,6 +35,11 @@ def target_graph(
         raise TypeError(
             f"export: got {type(net).__name__}, wanted a Net. Use jqz.convert(fn, params, batches, policy)."
         )
+    for leaf in jax.tree.leaves(example):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"export: got an input of {jnp.result_type(leaf)}, wanted float32. Look up indices before the net."
+            )
     beside = [name for name in net.sites if _paths.RESIDUAL in name]
     if beside:
         raise ValueError(
