@@ -282,7 +282,7 @@ def binary_weight(w: jax.typing.ArrayLike, axis: int = -1, quantize_zero_to: flo
     [[2.0, -0.25], [-2.0, 0.25]]
     """
     w, wide = _widen("binary_weight", w)
-    if not -w.ndim <= axis < w.ndim:
+    if w.ndim and not -w.ndim <= axis < w.ndim:
         raise ValueError(
             f"binary_weight: got axis={axis} for w of shape {w.shape}, wanted one of its axes. Use axis=-1."
         )
